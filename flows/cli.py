@@ -1,0 +1,275 @@
+"""The `stillmark` command. Thin: every line calls a flow, a task or a table."""
+
+import json
+import os
+import socket
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tasks.errors import RegistryError, SetupError, StillmarkError
+
+if TYPE_CHECKING:
+    from tasks.tracking import Tracking
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From unlabelled data and a few labels to a small int8 model, with lineage.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+class Page(StrEnum):
+    """A page that `stillmark open` can show."""
+
+    MLFLOW = "mlflow"
+    PREFECT = "prefect"
+
+
+PORTS = {Page.MLFLOW: 5000, Page.PREFECT: 4200}
+
+
+@app.command()
+def retrain(*, as_json: Json = False) -> None:
+    """Run the whole chain; stages whose inputs have not changed are reused.
+
+    A rejected challenger is a normal outcome: the command ends with 0 and says why.
+    """
+    from rich.console import Console
+
+    from flows.retrain import run_once
+    from flows.tables import show
+
+    outcome = run_once()
+    if as_json:
+        _print_json(
+            {
+                "outcome": outcome.decision.outcome,
+                "reason": outcome.decision.sentence,
+                "versions": {role: found.version for role, found in outcome.versions.items()},
+                "evaluation": outcome.evaluation.model_dump(),
+                "data": outcome.run.data.model_dump(),
+            }
+        )
+    else:
+        show(Console(), outcome)
+
+
+@app.command()
+def check(*, as_json: Json = False) -> None:
+    """Validate params.yaml, data and environment; print what a run would do. Trains nothing."""
+    from flows.chain import plan
+    from flows.retrain import preflight
+    from tasks.settings import Settings
+    from tasks.stage import Run
+    from tasks.tracking import Tracking
+    from tasks.versioning import Versions
+
+    settings = Settings()
+    params = preflight(settings)
+    versions = Versions(settings.root, settings.home)
+    tracking = Tracking(settings.tracking_uri, settings.home)
+    current = versions.is_current()
+    found = {"data": current}
+    if current:
+        found |= plan(tracking, Run(params.project, params.compute, versions.current()), params)
+    if as_json:
+        _print_json({name: "reuse" if reused else "run" for name, reused in found.items()})
+        return
+    typer.echo(f"params.yaml, data and environment of '{params.project}' are fine. A run would:")
+    for name, reused in found.items():
+        typer.echo(f"  {'reuse' if reused else 'run  '}  {name}")
+    if not current:
+        typer.echo("  then, as the rows may change, whatever depends on them")
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str, typer.Argument(help="MODEL, MODEL@ALIAS or MODEL:VERSION; champion by default.")
+    ],
+    inputs: Annotated[list[Path], typer.Argument(help="Image files.", metavar="INPUT...")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Label raw files with a registered model, for example `digits.edge`."""
+    contents = [_read(path) for path in inputs]
+    tracking = _tracking()
+    try:
+        found = tracking.load_pyfunc(_model_uri(tracking, model)).predict(contents)
+    except ValueError as error:
+        at = int(str(error).removeprefix("input ").partition(":")[0])
+        raise StillmarkError(f"{inputs[at]}: {str(error).partition(': ')[2]}") from None
+    rows = found.to_dict(orient="records")
+    if as_json:
+        _print_json([{"input": str(path), **row} for path, row in zip(inputs, rows, strict=True)])
+        return
+    for path, row in zip(inputs, rows, strict=True):
+        typer.echo(f"{path}\t{row['label']}\t{row['probability']:.3f}")
+
+
+@app.command()
+def status(*, as_json: Json = False) -> None:
+    """Say which versions are champion, why, and how the last runs ended."""
+    from tasks.params import load
+    from tasks.promote import CHAMPION
+    from tasks.settings import Settings
+
+    settings = Settings()
+    project = load(settings.root).project
+    tracking = _tracking()
+    models: list[dict[str, Any]] = []
+    for name in tracking.registered():
+        if name.startswith(f"{project}."):
+            versions = tracking.versions(name)
+            holder = tracking.holder(name, CHAMPION)
+            why = next(
+                (
+                    v.tags.get("stillmark.reason")
+                    for v in versions
+                    if holder and int(v.version) == holder.version
+                ),
+                None,
+            )
+            models.append(
+                {
+                    "model": name,
+                    "versions": len(versions),
+                    "champion": holder.version if holder else None,
+                    "reason": why,
+                }
+            )
+    runs = [
+        {
+            "stage": run.data.tags.get("stillmark.stage"),
+            "status": run.info.status,
+            "run_id": run.info.run_id,
+        }
+        for run in tracking.last_runs(project, 10)
+    ]
+    if as_json:
+        _print_json({"project": project, "models": models, "runs": runs})
+        return
+    if not models:
+        typer.echo(f"'{project}' has no models yet; run `stillmark retrain`")
+    for model in models:
+        champion = f"champion: version {model['champion']}" if model["champion"] else "no champion"
+        typer.echo(f"{model['model']:<24} {model['versions']} versions, {champion}")
+        if model["reason"]:
+            typer.echo(f"    {model['reason']}")
+    for run in runs:
+        typer.echo(f"  {run['status']:<9} {run['stage'] or '?':<10} {run['run_id']}")
+
+
+@app.command("open")
+def open_page(
+    page: Annotated[Page, typer.Argument(help="Which page.")],
+    port: Annotated[
+        int | None, typer.Option(help="Another port than 5000 (mlflow) or 4200 (prefect).")
+    ] = None,
+) -> None:
+    """Serve MLflow's or Prefect's page on this project, on loopback, until Ctrl-C."""
+    from tasks.settings import Settings
+
+    settings = Settings()
+    settings.writable_home()
+    number = port or PORTS[page]
+    _refuse_taken(number)
+    typer.echo(f"http://127.0.0.1:{number}  (Ctrl-C stops it)")
+    scripts = Path(sys.executable).parent
+    if page is Page.MLFLOW:
+        command = [
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            settings.tracking_uri,
+            "--workers",
+            "1",
+        ]
+        os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    else:
+        command = ["prefect", "server", "start"]
+        os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://127.0.0.1:{number}/api"
+    command += ["--host", "127.0.0.1", "--port", str(number)]
+    os.chdir(settings.root)
+    os.execv(scripts / command[0], command)  # noqa: S606 - our own words and a number
+
+
+def _tracking() -> "Tracking":
+    from tasks.settings import Settings
+    from tasks.tracking import Tracking
+
+    settings = Settings()
+    settings.writable_home()
+    return Tracking(settings.tracking_uri, settings.home)
+
+
+def _model_uri(tracking: "Tracking", model: str) -> str:
+    """MLflow's address of MODEL, MODEL@ALIAS or MODEL:VERSION.
+
+    Raises:
+        RegistryError: There is no such model, alias or version; says which there are.
+    """
+    from tasks.sections import hint
+
+    name, at, alias = model.partition("@")
+    name, colon, version = name.partition(":")
+    known = tracking.registered()
+    if name not in known:
+        raise RegistryError(
+            f"no model '{name}'{hint(name, known) or '; run `stillmark retrain` first'}"
+        )
+    if colon:
+        versions = [str(found.version) for found in tracking.versions(name)]
+        if version not in versions:
+            raise RegistryError(f"'{name}' has no version '{version}'{hint(version, versions)}")
+        return f"models:/{name}/{version}"
+    wanted = alias if at else "champion"
+    if tracking.holder(name, wanted) is None:
+        raise RegistryError(f"'{name}' has no alias '{wanted}'; name a version: {name}:1")
+    return f"models:/{name}@{wanted}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StillmarkError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SetupError(
+                f"port {port} is taken ({error.strerror}); choose another with --port"
+            ) from None
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; an error of ours is one line (or one per mistake) and exit code 2."""
+    try:
+        app(args=arguments)
+    except StillmarkError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"stillmark: {line}", err=True)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

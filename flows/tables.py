@@ -1,0 +1,50 @@
+"""What a person sees in the terminal."""
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from flows.retrain import Outcome
+from tasks.evaluate import Evaluation
+
+
+def models_table(evaluation: Evaluation) -> Table:
+    """Every model of the chain, the control first."""
+    table = Table(title=f"{evaluation.rows} test rows", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in ("accuracy", "95% interval", "parameters", "file", "p50", "p95"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for found in evaluation.models:
+        table.add_row(
+            found.role,
+            f"{found.accuracy:.2%}",
+            f"{found.low:.1%} – {found.high:.1%}",
+            f"{found.parameters:,}",
+            f"{found.size_bytes / 1024:.1f} KiB",
+            f"{found.latency_p50_ms:.3f} ms",
+            f"{found.latency_p95_ms:.3f} ms",
+        )
+    return table
+
+
+def show(console: Console, outcome: Outcome) -> None:
+    """The table, what it means, the decision and where to look further."""
+    evaluation = outcome.evaluation
+    edge, control = evaluation.of("edge"), evaluation.of("control")
+    errors = (1 - edge.accuracy) / max(1 - control.accuracy, 1e-9)
+    console.print(
+        Group(
+            models_table(evaluation),
+            f"p50, p95: one call at batch 1 on one thread of this host ({evaluation.host}).",
+            "control: the student's network on the shown labels alone, as many steps, same views.",
+            "",
+            f"The edge model makes {errors:.0%} of the control's errors (accuracy "
+            f"{evaluation.gain_over_control:+.2%}, p = {evaluation.p_value:.2g}).",
+            f"[bold]{outcome.decision.outcome}[/bold]: {outcome.decision.sentence}",
+            "",
+            "Look at what was made:",
+            "  stillmark open mlflow     models, versions, metrics",
+            "  stillmark open prefect    the run, its tasks and artifacts",
+        ),
+        soft_wrap=False,
+    )

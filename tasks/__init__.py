@@ -1,0 +1,1 @@
+"""What the pipeline does: stages (verbs), and drawers (plural nouns) of methods for them."""

@@ -1,0 +1,189 @@
+"""Evaluation: the test split, opened once for all models of the chain, and measured latency."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import pyarrow
+import pyarrow.parquet
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks import networks
+from tasks.errors import DataError
+from tasks.exporters import MODEL_FILE
+from tasks.keep import example
+from tasks.networks import SPEC_FILE, Spec
+from tasks.refs import ModelRef
+from tasks.rows import Part
+from tasks.sections import Section, parse
+from tasks.stage import Work, stage
+from tasks.statistics import Share, paired, share
+
+REPORT_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.parquet"
+WARM_UP_CALLS = 10
+
+
+class EvaluateParams(Section):
+    """Section `evaluate` of params.yaml.
+
+    Attributes:
+        latency_calls: Calls per model at batch 1 on one thread, the models taking turns.
+    """
+
+    latency_calls: Annotated[int, Field(ge=10)] = 300
+
+
+class Measured(BaseModel):
+    """One model of the chain, as measured on this host.
+
+    Attributes:
+        role: What the model is in the chain.
+        accuracy: Share of test rows it gets right, with the interval in `low` and `high`.
+        low: Lower end of the 95% Wilson interval.
+        high: Upper end.
+        parameters: Trainable values.
+        macs: Multiply-accumulates per row.
+        size_bytes: Size of its ONNX file.
+        latency_p50_ms: Median time of a call at batch 1 on one thread of this host.
+        latency_p95_ms: 95th percentile of the same.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    accuracy: float
+    low: float
+    high: float
+    parameters: int
+    macs: int
+    size_bytes: int
+    latency_p50_ms: float
+    latency_p95_ms: float
+
+
+class Evaluation(BaseModel):
+    """The report of one evaluation.
+
+    Attributes:
+        rows: Test rows.
+        majority_share: Accuracy of always naming the most frequent class.
+        host: Processor that latency was measured on.
+        models: In the order of the chain.
+        gain_over_control: Accuracy of the edge model minus the control's, on the same rows.
+        p_value: Exact McNemar test of "the edge model is no better than the control".
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    majority_share: float
+    host: str
+    models: tuple[Measured, ...]
+    gain_over_control: float
+    p_value: float
+
+    @classmethod
+    def read(cls, folder: Path) -> "Evaluation":
+        """Reads the report in a folder."""
+        return cls.model_validate_json((folder / REPORT_FILE).read_bytes())
+
+    def of(self, role: str) -> Measured:
+        """The figures of one model."""
+        return next(found for found in self.models if found.role == role)
+
+
+@stage("evaluation", is_model=False)
+def evaluate(work: Work, params: EvaluateParams, **models: ModelRef) -> dict[str, float]:
+    """Predicts every test row with every model, as the edge would, and measures their latency."""
+    test = work.rows.open_test()
+    if not len(test):
+        raise DataError(
+            "there is no labelled test row; label more rows, or raise prepare.test_share"
+        )
+    folders = {role: work.files(ref) for role, ref in models.items()}
+    classifiers = {role: work.rows.modality.classifier(at) for role, at in folders.items()}
+    probabilities = {role: found.probabilities(test.inputs) for role, found in classifiers.items()}
+    right = {role: found.argmax(1) == test.labels for role, found in probabilities.items()}
+    one = np.asarray(test.inputs[:1])
+    calls = {
+        role: (lambda found=found: found.probabilities(one)) for role, found in classifiers.items()
+    }
+    times = interleaved(calls, params.latency_calls)
+    measured = [
+        _measured(work, role, folders[role], share(right[role]), times[role]) for role in models
+    ]
+    against = paired(right["edge"], right["control"])
+    evaluation = Evaluation(
+        rows=len(test),
+        majority_share=float(np.bincount(test.labels).max() / len(test)),
+        host=host(),
+        models=tuple(measured),
+        gain_over_control=against.gain,
+        p_value=against.p_value,
+    )
+    (work.folder / REPORT_FILE).write_text(evaluation.model_dump_json(indent=2), encoding="utf-8")
+    write_predictions(work.folder / PREDICTIONS_FILE, test, work.rows.classes, probabilities)
+    return {f"{found.role}.test_accuracy": found.accuracy for found in measured}
+
+
+def _measured(
+    work: Work, role: str, folder: Path, right: Share, seconds: NDArray[np.float64]
+) -> Measured:
+    spec = parse(Spec, json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")), SPEC_FILE)
+    network = spec.build().eval()
+    return Measured(
+        role=role,
+        accuracy=right.value,
+        low=right.low,
+        high=right.high,
+        parameters=networks.count_parameters(network),
+        macs=networks.count_macs(network, example(work.rows)),
+        size_bytes=(folder / MODEL_FILE).stat().st_size,
+        latency_p50_ms=float(np.percentile(seconds, 50) * 1000),
+        latency_p95_ms=float(np.percentile(seconds, 95) * 1000),
+    )
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each call, (rounds,) by name; all take turns, so a busy host is fair to all."""
+    for call in calls.values():
+        for _ in range(WARM_UP_CALLS):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    return {name: np.asarray(found) for name, found in times.items()}
+
+
+def write_predictions(
+    path: Path, rows: Part, classes: Sequence[str], probabilities: dict[str, NDArray[np.float32]]
+) -> None:
+    """Per-row evidence: row digest, true label, and label and probability by each model."""
+    names = np.asarray(classes)
+    columns: dict[str, Any] = {"row": rows.names.tolist(), "label": names[rows.labels].tolist()}
+    for role, found in probabilities.items():
+        columns[role] = names[found.argmax(1)].tolist()
+        columns[f"{role}_probability"] = found.max(1)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+
+
+def host() -> str:
+    """Processor, cores and torch's instruction set of this machine."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (
+            line for line in info.read_text(encoding="utf-8").splitlines() if "model name" in line
+        )
+        cpu = next(lines, f": {cpu}").partition(":")[2].strip()
+    return f"{cpu}, {psutil.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"

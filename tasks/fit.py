@@ -1,0 +1,204 @@
+"""The one training loop. A stage gives it a network and a step function; it does the rest.
+
+Mixed precision, warm-up and cosine decay, averaged weights, reports, atomic checkpoints. A loop
+that was killed and started again ends with the same bits as one that was not.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tasks.compute import Compute
+from tasks.errors import TrainingError
+from tasks.sections import Section
+
+REPORTS = 40
+
+Step = Callable[[int, torch.Generator], Tensor]
+"""Computes the loss of step `at`; draws whatever is random from the generator."""
+
+
+class FitParams(Section):
+    """How a network is trained.
+
+    Attributes:
+        steps: Optimizer steps; 0 leaves the network as it is.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay.
+        warmup_share: Share of the steps over which the rate rises linearly; then it falls as a
+            cosine to 0.
+        ema_decay: Decay per step of the averaged weights that the loop ends with; null ends with
+            the last ones.
+    """
+
+    steps: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+def silent(_at: int, _steps: int, _metrics: dict[str, float]) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a loop reports to and where it resumes from.
+
+    Attributes:
+        progress: Called with (steps done, steps in all, metrics).
+        checkpoint: File of the last complete state, or None to keep none.
+        every_seconds: Time between two checkpoints.
+    """
+
+    progress: Callable[[int, int, dict[str, float]], None] = silent
+    checkpoint: Path | None = None
+    every_seconds: float = 20.0
+
+    def named(self, name: str) -> "Watch":
+        """The same, with a checkpoint of its own: for stages that run several loops."""
+        place = self.checkpoint and self.checkpoint.with_name(f"{self.checkpoint.stem}-{name}.pt")
+        return replace(self, checkpoint=place)
+
+
+def rate_at(at: int, params: FitParams) -> float:
+    """Learning rate of step `at`, from 0: warm-up, then cosine (Loshchilov & Hutter 2017)."""
+    warmup = round(params.steps * params.warmup_share)
+    if at < warmup:
+        return params.learning_rate * (at + 1) / warmup
+    share = (at - warmup) / max(1, params.steps - warmup)
+    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class _Loop:
+    """The whole state of a training run."""
+
+    def __init__(self, network: nn.Module, params: FitParams, compute: Compute) -> None:
+        self.network, self.params, self.compute = network, params, compute
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), params.learning_rate, weight_decay=params.weight_decay, fused=True
+        )
+        self.average: AveragedModel | None = None
+        if params.ema_decay is not None:
+            average = get_ema_multi_avg_fn(params.ema_decay)
+            self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        self.generator = compute.generator("fit")
+        self.at = 0
+
+    def advance(self, step: Step) -> Tensor:
+        """One optimizer step; returns its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.at, self.params)
+        with self.compute.autocast():
+            loss = step(self.at, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.at += 1
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        cuda = self.compute.device.type == "cuda"
+        return {
+            "at": self.at,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "generator": self.generator.get_state(),
+            "global": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.compute.device) if cuda else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from a state."""
+        self.at = state["at"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["global"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.compute.device)
+
+    def finish(self) -> None:
+        """Leaves the averaged weights, where there are any, in the network."""
+        if self.average is not None and self.at:
+            self.network.load_state_dict(self.average.module.state_dict())
+
+
+def fit(
+    network: nn.Module,
+    step: Step,
+    params: FitParams,
+    compute: Compute,
+    watch: Watch | None = None,
+    score: Callable[[], dict[str, float]] | None = None,
+) -> None:
+    """Trains a network in place.
+
+    Args:
+        network: The module whose parameters are trained; on `compute`'s device.
+        step: Computes the loss of one step.
+        params: Steps, rate and averaging.
+        compute: Device, precision and seed.
+        watch: Reports and checkpoints; none by default.
+        score: Metrics to report beside the loss, for example on validation rows; called in
+            evaluation mode about 40 times in all.
+
+    Raises:
+        TrainingError: The loss is not finite; names the step.
+    """
+    watch = watch or Watch()
+    loop = _Loop(network, params, compute)
+    if watch.checkpoint and watch.checkpoint.exists():
+        loop.restore(torch.load(watch.checkpoint, weights_only=True, map_location=compute.device))
+    network.train()
+    saved = time.monotonic()
+    report_every = max(1, params.steps // REPORTS)
+    while loop.at < params.steps:
+        loss = loop.advance(step)
+        if loop.at % report_every == 0 or loop.at == params.steps:
+            watch.progress(loop.at, params.steps, _metrics(float(loss), loop.at, network, score))
+        if watch.checkpoint and time.monotonic() - saved >= watch.every_seconds:
+            save_atomically(loop.state(), watch.checkpoint)
+            saved = time.monotonic()
+    loop.finish()
+    network.eval()
+
+
+def _metrics(
+    loss: float, at: int, network: nn.Module, score: Callable[[], dict[str, float]] | None
+) -> dict[str, float]:
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at step {at}; lower the stage's learning_rate")
+    if score is None:
+        return {"loss": loss}
+    network.eval()
+    metrics = {"loss": loss, **score()}
+    network.train()
+    return metrics
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint so that a reader sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)

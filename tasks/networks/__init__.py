@@ -1,0 +1,165 @@
+"""Networks: built from a spec (plain data), weights loaded from safetensors, nothing unpickled."""
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tasks.drawers import Drawer
+from tasks.errors import ArtifactError
+from tasks.sections import Section, parse
+
+SPEC_FILE = "network.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class Classifier(nn.Module):
+    """A body that makes features (N, width) and a head that makes logits (N, classes)."""
+
+    def __init__(self, body: nn.Module, width: int, outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(width, outputs) if outputs else nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of a batch, or its features where the network has no head."""
+        return self.head(self.body(inputs))
+
+
+class Network(Section):
+    """Contract of a network: its fields are its spec."""
+
+    @abstractmethod
+    def body(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+        """Builds the body for rows of a shape.
+
+        Args:
+            shape: Shape of one encoded row, for images (side, side, channels).
+
+        Returns:
+            A module from a batch to features (N, width), and the width.
+        """
+
+
+NETWORKS = Drawer("tasks.networks", Network)
+
+
+class Spec(Section):
+    """All that is needed to build a network again, pruned or not.
+
+    Attributes:
+        network: Name and fields of the architecture.
+        shape: Shape of one encoded row.
+        outputs: Classes, or 0 for a body alone.
+        sizes: Shapes of those tensors that pruning changed, by name.
+    """
+
+    network: Annotated[Network, NETWORKS]
+    shape: tuple[int, ...]
+    outputs: int
+    sizes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Width of the body's features, before any pruning."""
+        return self.network.body(self.shape)[1]
+
+    def build(self) -> Classifier:
+        """A network with fresh weights, initialised from torch's global seed."""
+        body, width = self.network.body(self.shape)
+        classifier = Classifier(body, width, self.outputs)
+        if self.sizes:
+            resize(classifier, self.sizes)
+        return classifier
+
+    def resized_as(self, network: nn.Module) -> "Spec":
+        """The spec of a network that was pruned in place."""
+        dense = self.model_copy(update={"sizes": {}}).build().state_dict()
+        sizes = {
+            name: tuple(tensor.shape)
+            for name, tensor in network.state_dict().items()
+            if tensor.shape != dense[name].shape
+        }
+        return self.model_copy(update={"sizes": sizes})
+
+
+def resize(network: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
+    """Gives the named tensors their shapes, and their modules the matching attributes.
+
+    Raises:
+        ArtifactError: A name belongs to no tensor of the network.
+    """
+    for name, shape in sizes.items():
+        path, _, attribute = name.rpartition(".")
+        try:
+            module = network.get_submodule(path)
+            old = getattr(module, attribute)
+        except AttributeError:
+            raise ArtifactError(
+                f"the spec names '{name}', which the network does not have"
+            ) from None
+        new = torch.empty(shape, dtype=old.dtype)
+        setattr(module, attribute, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+        if attribute == "weight":
+            _match_attributes(module, shape)
+
+
+def _match_attributes(module: nn.Module, shape: tuple[int, ...]) -> None:
+    match module:
+        case nn.Conv2d():
+            module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+        case nn.Linear():
+            module.out_features, module.in_features = shape
+        case nn.BatchNorm2d():
+            module.num_features = shape[0]
+        case _:
+            raise ArtifactError(f"no rule to resize a {type(module).__name__}")
+
+
+def save(folder: Path, spec: Spec, network: nn.Module) -> None:
+    """Writes `network.json` and `weights.safetensors`."""
+    (folder / SPEC_FILE).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE)
+
+
+def load(folder: Path) -> tuple[Spec, Classifier]:
+    """Builds a stored network, in evaluation mode, bit-equal to the one saved."""
+    spec = parse(Spec, json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")), SPEC_FILE)
+    network = spec.build()
+    network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    return spec, network.eval()
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_macs(network: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one row through convolutions and linear layers.
+
+    Args:
+        network: In evaluation mode.
+        example: A batch of rows.
+    """
+    total = 0
+
+    def add(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            total += module.weight[0].numel() * output[0].numel()
+
+    handles = [module.register_forward_hook(add) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network(example[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total

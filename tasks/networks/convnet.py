@@ -1,0 +1,39 @@
+"""A plain stack of convolutions, for the smallest devices."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from tasks.networks import Network
+
+SMALLEST_MAP = 4
+GRID = 2
+
+
+class ConvNet(Network):
+    """3×3 convolutions with batch normalisation and ReLU, then a 2×2 grid of averages.
+
+    Attributes:
+        widths: Channels of each convolution. From the second on, each halves the map while it is
+            wider than 4.
+    """
+
+    name: Literal["convnet"] = "convnet"
+    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+
+    def body(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+        """See `Network.body`; features are (N, 4 * last width)."""
+        side, _, channels = shape
+        layers: list[nn.Module] = []
+        for at, width in enumerate(self.widths):
+            stride = 2 if at and side > SMALLEST_MAP else 1
+            layers += [
+                nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            side, channels = -(-side // stride), width
+        layers += [nn.AvgPool2d(max(1, side // GRID)), nn.Flatten()]
+        cells = side // max(1, side // GRID)
+        return nn.Sequential(*layers), channels * cells * cells

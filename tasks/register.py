@@ -1,0 +1,35 @@
+"""Registration: every model of the chain becomes a version, once per content."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.evaluate import Evaluation
+from tasks.refs import ModelRef, VersionRef
+from tasks.settings import Settings
+from tasks.stage import Run
+from tasks.tracking import Tracking, payload_of
+
+
+@task(name="register", cache_policy=NO_CACHE, persist_result=False)
+def register(run: Run, models: dict[str, ModelRef], evaluation: ModelRef) -> dict[str, VersionRef]:
+    """Registers models as `<project>.<role>`; a model that already is a version stays that one.
+
+    Args:
+        run: The run.
+        models: By role.
+        evaluation: The report whose figures are logged on the models.
+
+    Returns:
+        The versions by role.
+    """
+    settings = Settings()
+    tracking = Tracking(settings.tracking_uri, settings.home)
+    report = Evaluation.read(payload_of(tracking.fetch(evaluation).folder))
+    tags = {"stillmark.evaluation": evaluation.record, "stillmark.data": run.data.prepared}
+    versions: dict[str, VersionRef] = {}
+    for role, ref in models.items():
+        versions[role] = tracking.register(f"{run.project}.{role}", ref, tags)
+    for found in report.models:
+        figures = {"test_accuracy": found.accuracy, "latency_p50_ms": found.latency_p50_ms}
+        tracking.log_metrics(evaluation.run_id, figures, model=models[found.role], data=run.data)
+    return versions

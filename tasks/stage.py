@@ -1,0 +1,257 @@
+"""The one wrapper round every stage: key, reuse, run, record, checkpoint place, progress.
+
+A stage is a function of (its section of params.yaml, references). It writes files into a folder and
+returns metrics; everything else happens here, once.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import networks
+from tasks.compute import Compute, ComputeParams
+from tasks.errors import ArtifactError
+from tasks.exporters import MODEL_FILE
+from tasks.fit import Watch
+from tasks.lineage import origin
+from tasks.lineage.digests import digest_of_files, digest_of_value, digests_of_folder
+from tasks.lineage.record import Parent, Record
+from tasks.networks import Classifier, Spec
+from tasks.progress import StageProgress
+from tasks.refs import DataRef, ModelRef
+from tasks.rows import Rows
+from tasks.sections import Section
+from tasks.settings import Settings
+from tasks.tracking import PAYLOAD, Tracking, payload_of, wrap
+from tasks.versioning import PREPARED
+
+P = TypeVar("P", bound=Section)
+Q = ParamSpec("Q")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of one run share; small and plain, so that it can be sent anywhere.
+
+    Attributes:
+        project: Name under which models are registered.
+        compute: Section `compute` of params.yaml.
+        data: The version of the data.
+    """
+
+    project: str
+    compute: ComputeParams
+    data: DataRef
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage has at hand while it runs.
+
+    Attributes:
+        rows: The prepared rows.
+        compute: Device, precision and seed, settled for this machine.
+        folder: Files written here become the stored model or report.
+        watch: Progress and checkpoints for `fit`.
+    """
+
+    rows: Rows
+    compute: Compute
+    folder: Path
+    watch: Watch
+    tracking: Tracking
+
+    def files(self, ref: ModelRef) -> Path:
+        """Folder with the files that an earlier stage wrote, hashed again."""
+        return payload_of(self.tracking.fetch(ref).folder)
+
+    def network(self, ref: ModelRef) -> tuple[Spec, Classifier]:
+        """An earlier stage's network, in evaluation mode, on the device."""
+        spec, network = networks.load(self.files(ref))
+        return spec, self.compute.place(network)
+
+    def fresh(
+        self, network: networks.Network, outputs: int | None = None
+    ) -> tuple[Spec, Classifier]:
+        """A new network for these rows; `outputs` 0 makes a body alone, None a classifier."""
+        count = len(self.rows.classes) if outputs is None else outputs
+        spec = Spec(network=network, shape=self.rows.shape, outputs=count)
+        return spec, self.compute.place(spec.build())
+
+
+class Stage(Generic[P]):
+    """A stage of the chain: call `run` to have its result, `find` to see whether it is there."""
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Work, P, ...], dict[str, float]],
+        role: str,
+        *,
+        is_model: bool,
+    ) -> None:
+        self.function, self.role, self.is_model = function, role, is_model
+        self.name = function.__name__
+        self.__doc__ = function.__doc__
+        self.run = task(
+            name=self.name,
+            description=(function.__doc__ or "").partition("\n")[0],
+            task_run_name=self.name,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )(self._run)
+
+    def key(self, run: Run, section: P, inputs: dict[str, ModelRef]) -> str:
+        """sha256 over all that the result follows from; equal keys mean an equal result."""
+        return digest_of_value(
+            {
+                "stage": self.name,
+                "code": origin.code().digest,
+                "parameters": section.plain(),
+                "data": run.data.content,
+                "inputs": {name: ref.content for name, ref in inputs.items()},
+                "environment": _environment(Compute.resolve(run.compute)),
+            }
+        )
+
+    def find(self, tracking: Tracking, run: Run, section: P, **inputs: ModelRef) -> ModelRef | None:
+        """The finished result for these inputs, where its files still match their digests."""
+        stored = tracking.find(run.project, self.key(run, section, inputs))
+        return stored.ref if stored else None
+
+    def _run(self, run: Run, section: P, **inputs: ModelRef) -> ModelRef:
+        settings = Settings()
+        tracking = Tracking(settings.tracking_uri, settings.home)
+        found = self.find(tracking, run, section, **inputs)
+        with StageProgress(self.name, reused=found is not None) as progress:
+            return found or self._make(settings, tracking, run, section, inputs, progress)
+
+    def _make(
+        self,
+        settings: Settings,
+        tracking: Tracking,
+        run: Run,
+        section: P,
+        inputs: dict[str, ModelRef],
+        progress: StageProgress,
+    ) -> ModelRef:
+        compute = Compute.resolve(run.compute)
+        compute.start()
+        key = self.key(run, section, inputs)
+        checkpoint = settings.home / "checkpoints" / f"{key}.pt"
+        run_id = tracking.start(run.project, self.name, key, run.data)
+        tracking.log_params(run_id, {self.name: section.plain(), "compute": compute.describe()})
+
+        def report(at: int, steps: int, metrics: dict[str, float]) -> None:
+            progress(at, steps, metrics)
+            if metrics:
+                tracking.log_metrics(run_id, metrics, step=at)
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / PAYLOAD
+            folder.mkdir()
+            work = Work(
+                rows=_rows(settings, run.data),
+                compute=compute,
+                folder=folder,
+                watch=Watch(report, checkpoint),
+                tracking=tracking,
+            )
+            try:
+                metrics = self.function(work, section, **inputs)
+                ref = self._store(work, run, section, inputs, metrics, run_id=run_id)
+            except BaseException as error:
+                tracking.fail(run_id, f"{type(error).__name__}: {error}")
+                raise
+        tracking.log_metrics(run_id, metrics, model=ref if self.is_model else None, data=run.data)
+        tracking.finish(run_id, ref)
+        for used in checkpoint.parent.glob(f"{key}*.pt"):
+            used.unlink()
+        return ref
+
+    def _store(
+        self,
+        work: Work,
+        run: Run,
+        section: P,
+        inputs: dict[str, ModelRef],
+        metrics: dict[str, float],
+        *,
+        run_id: str,
+    ) -> ModelRef:
+        """Writes the record beside the files and uploads both; nothing counts before that."""
+        content = digest_of_files(digests_of_folder(work.folder))
+        target = work.folder.parent / "stored"
+        if (work.folder / MODEL_FILE).is_file():
+            wrap(work.folder, work.rows.modality.runtime, target)
+        else:
+            target.mkdir()
+            shutil.copytree(work.folder, target / PAYLOAD)
+        record = Record(
+            stage=self.name,
+            role=self.role,
+            key=self.key(run, section, inputs),
+            data=run.data,
+            code=origin.code(),
+            parameters=section.plain(),
+            environment=_environment(work.compute),
+            parents=tuple(
+                Parent(role=name, record=ref.record, model_id=ref.model_id)
+                for name, ref in inputs.items()
+            ),
+            files=digests_of_folder(target),
+            content=content,
+            metrics=metrics,
+        )
+        record.write(target)
+        model_id = None
+        if self.is_model:
+            model_id = work.tracking.new_model(run.project, run_id, self.role, record.key)
+            work.tracking.store_model(model_id, target)
+        else:
+            work.tracking.store_report(run_id, target)
+        return ModelRef(
+            stage=self.name,
+            role=self.role,
+            key=record.key,
+            run_id=run_id,
+            model_id=model_id,
+            record=record.digest,
+            content=content,
+        )
+
+
+def stage(
+    role: str, *, is_model: bool = True
+) -> Callable[[Callable[Concatenate[Work, P, ...], dict[str, float]]], Stage[P]]:
+    """Makes a function a stage.
+
+    Args:
+        role: What its result is in the chain, for example `teacher`; models are registered as
+            `<project>.<role>`.
+        is_model: False for a stage whose files are a report.
+    """
+
+    def wrapped(function: Callable[Concatenate[Work, P, ...], dict[str, float]]) -> Stage[P]:
+        return Stage(function, role, is_model=is_model)
+
+    return wrapped
+
+
+def _environment(compute: Compute) -> dict[str, Any]:
+    return {**compute.describe(), "packages": origin.packages()}
+
+
+def _rows(settings: Settings, data: DataRef) -> Rows:
+    folder = settings.root / PREPARED
+    found = digest_of_files(digests_of_folder(folder))
+    if found != data.content:
+        raise ArtifactError(
+            f"{folder} has changed under the run ({found}, expected {data.content}); start it again"
+        )
+    return Rows(folder)
