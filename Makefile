@@ -11,7 +11,7 @@ export DVC_SITE_CACHE_DIR := $(CURDIR)/.stillmark/dvc
 .PHONY: retrain test lint types contracts tests test-slow benchmarks figures data lock clean
 
 retrain: $(READY)
-	$(BIN)/dvc pull --quiet
+	test -d data || $(BIN)/dvc pull --quiet
 	$(BIN)/stillmark retrain
 
 test: lint types contracts tests

@@ -6,7 +6,7 @@ import socket
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -117,54 +117,14 @@ def predict(
 @app.command()
 def status(*, as_json: Json = False) -> None:
     """Say which versions are champion, why, and how the last runs ended."""
-    from tasks.params import load
-    from tasks.promote import CHAMPION
+    from flows.overview import lines, overview
     from tasks.settings import Settings
 
-    settings = Settings()
-    project = load(settings.root).project
-    tracking = _tracking()
-    models: list[dict[str, Any]] = []
-    for name in tracking.registered():
-        if name.startswith(f"{project}."):
-            versions = tracking.versions(name)
-            holder = tracking.holder(name, CHAMPION)
-            why = next(
-                (
-                    v.tags.get("stillmark.reason")
-                    for v in versions
-                    if holder and int(v.version) == holder.version
-                ),
-                None,
-            )
-            models.append(
-                {
-                    "model": name,
-                    "versions": len(versions),
-                    "champion": holder.version if holder else None,
-                    "reason": why,
-                }
-            )
-    runs = [
-        {
-            "stage": run.data.tags.get("stillmark.stage"),
-            "status": run.info.status,
-            "run_id": run.info.run_id,
-        }
-        for run in tracking.last_runs(project, 10)
-    ]
+    found = overview(Settings(), _tracking())
     if as_json:
-        _print_json({"project": project, "models": models, "runs": runs})
-        return
-    if not models:
-        typer.echo(f"'{project}' has no models yet; run `stillmark retrain`")
-    for model in models:
-        champion = f"champion: version {model['champion']}" if model["champion"] else "no champion"
-        typer.echo(f"{model['model']:<24} {model['versions']} versions, {champion}")
-        if model["reason"]:
-            typer.echo(f"    {model['reason']}")
-    for run in runs:
-        typer.echo(f"  {run['status']:<9} {run['stage'] or '?':<10} {run['run_id']}")
+        _print_json(found)
+    else:
+        typer.echo("\n".join(lines(found)))
 
 
 @app.command("open")
@@ -197,6 +157,7 @@ def open_page(
         command = ["prefect", "server", "start"]
         os.environ["PREFECT_SERVER_UI_API_URL"] = f"http://127.0.0.1:{number}/api"
     command += ["--host", "127.0.0.1", "--port", str(number)]
+    os.environ["PATH"] = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
     os.chdir(settings.root)
     os.execv(scripts / command[0], command)  # noqa: S606 - our own words and a number
 

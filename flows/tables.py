@@ -1,5 +1,9 @@
 """What a person sees in the terminal."""
 
+import shutil
+import sys
+from pathlib import Path
+
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
@@ -10,19 +14,19 @@ from tasks.evaluate import Evaluation
 
 def models_table(evaluation: Evaluation) -> Table:
     """Every model of the chain, the control first."""
-    table = Table(title=f"{evaluation.rows} test rows", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    for name in ("accuracy", "95% interval", "parameters", "file", "p50", "p95"):
+    for name in ("accuracy", "95% interval", "parameters", "KiB", "p50 ms", "p95 ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for found in evaluation.models:
         table.add_row(
             found.role,
             f"{found.accuracy:.2%}",
-            f"{found.low:.1%} – {found.high:.1%}",
+            f"{100 * found.low:.1f}–{found.high:.1%}",
             f"{found.parameters:,}",
-            f"{found.size_bytes / 1024:.1f} KiB",
-            f"{found.latency_p50_ms:.3f} ms",
-            f"{found.latency_p95_ms:.3f} ms",
+            f"{found.size_bytes / 1024:.1f}",
+            f"{found.latency_p50_ms:.3f}",
+            f"{found.latency_p95_ms:.3f}",
         )
     return table
 
@@ -35,6 +39,7 @@ def show(console: Console, outcome: Outcome) -> None:
     console.print(
         Group(
             models_table(evaluation),
+            f"accuracy: on {evaluation.rows} test rows, opened once for all models.",
             f"p50, p95: one call at batch 1 on one thread of this host ({evaluation.host}).",
             "control: the student's network on the shown labels alone, as many steps, same views.",
             "",
@@ -43,8 +48,16 @@ def show(console: Console, outcome: Outcome) -> None:
             f"[bold]{outcome.decision.outcome}[/bold]: {outcome.decision.sentence}",
             "",
             "Look at what was made:",
-            "  stillmark open mlflow     models, versions, metrics",
-            "  stillmark open prefect    the run, its tasks and artifacts",
+            f"  {command()} open mlflow     models, versions, metrics",
+            f"  {command()} open prefect    the run, its tasks and artifacts",
         ),
         soft_wrap=False,
     )
+
+
+def command() -> str:
+    """How `stillmark` is called from here: by name where the environment is active."""
+    script = Path(sys.executable).with_name("stillmark")
+    if shutil.which("stillmark") or not script.is_relative_to(Path.cwd()):
+        return "stillmark"
+    return str(script.relative_to(Path.cwd()))

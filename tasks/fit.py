@@ -171,20 +171,27 @@ def fit(
     report_every = max(1, params.steps // REPORTS)
     while loop.at < params.steps:
         loss = loop.advance(step)
-        if loop.at % report_every == 0 or loop.at == params.steps:
-            watch.progress(loop.at, params.steps, _metrics(float(loss), loop.at, network, score))
-        if watch.checkpoint and time.monotonic() - saved >= watch.every_seconds:
+        reports = loop.at % report_every == 0 or loop.at == params.steps
+        saves = watch.checkpoint and time.monotonic() - saved >= watch.every_seconds
+        if reports or saves or compute.device.type == "cpu":  # elsewhere a look costs a wait
+            _refuse_infinite(float(loss), loop.at)
+        if reports:
+            watch.progress(loop.at, params.steps, _metrics(float(loss), network, score))
+        if watch.checkpoint and saves:
             save_atomically(loop.state(), watch.checkpoint)
             saved = time.monotonic()
     loop.finish()
     network.eval()
 
 
-def _metrics(
-    loss: float, at: int, network: nn.Module, score: Callable[[], dict[str, float]] | None
-) -> dict[str, float]:
+def _refuse_infinite(loss: float, at: int) -> None:
     if not math.isfinite(loss):
         raise TrainingError(f"the loss is {loss} at step {at}; lower the stage's learning_rate")
+
+
+def _metrics(
+    loss: float, network: nn.Module, score: Callable[[], dict[str, float]] | None
+) -> dict[str, float]:
     if score is None:
         return {"loss": loss}
     network.eval()

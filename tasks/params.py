@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field
 
 from tasks.compute import ComputeParams
 from tasks.distill import DistillParams
-from tasks.errors import ParamsError
 from tasks.evaluate import EvaluateParams
 from tasks.prepare import PrepareParams
 from tasks.pretrain import PretrainParams
 from tasks.promote import PromoteParams
 from tasks.prune import PruneParams
 from tasks.quantize import QuantizeParams
-from tasks.sections import Section, parse
+from tasks.sections import Section, parse, read_tree
 from tasks.settings import PARAMS_FILE
 from tasks.supervise import SuperviseParams
 from tasks.teach import TeachParams
@@ -43,13 +41,4 @@ def load(root: Path) -> Params:
     Raises:
         ParamsError: The file is missing, is no YAML, or holds a mistake; one line for each.
     """
-    path = root / PARAMS_FILE
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path} is missing; take it from the repository again") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"params.yaml is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ParamsError(f"params.yaml holds {type(tree).__name__}, expected sections by name")
-    return parse(Params, tree)
+    return parse(Params, read_tree(root / PARAMS_FILE))

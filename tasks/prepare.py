@@ -17,12 +17,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import yaml
 from pydantic import Field
 
 from tasks.errors import DataError, ParamsError, StillmarkError
 from tasks.modalities import MODALITIES, Modality, RawRow
-from tasks.sections import Section, parse
+from tasks.sections import Section, parse, read_tree
 
 RAW = Path("data")
 PREPARED = Path("prepared")
@@ -51,7 +50,7 @@ class PrepareParams(Section):
     validation_share: Annotated[float, Field(ge=0, lt=1)]
     labels_per_class: Annotated[int, Field(ge=1)] | None
     validation_labels_per_class: Annotated[int, Field(ge=0)] | None
-    draw: Annotated[int, Field(ge=0)] = 0
+    draw: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
     unreadable: Literal["refuse", "skip"] = "refuse"
 
 
@@ -203,9 +202,9 @@ def _shown(name: str, splits: dict[str, list[Row]], params: PrepareParams) -> li
         validation = validation[: budget - 1]
         chosen = train[: budget - len(validation)]
         if len(chosen) + len(validation) < budget:
-            usable = len(train) + len(drawn("validation"))
+            usable = len(train) + len(validation)
             raise DataError(
-                f"class '{name}' has {usable} labelled rows outside the test split, prepare."
+                f"class '{name}' has {usable} labels to show outside the test split, prepare."
                 f"labels_per_class asks for {budget}; label more, or lower it (null takes all)"
             )
     if not chosen:
@@ -281,8 +280,8 @@ def main() -> int:
     """Runs the stage in the working directory; one clear line on standard error where it cannot."""
     root = Path.cwd()
     try:
-        tree = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-        if not isinstance(tree, dict) or "prepare" not in tree:
+        tree = read_tree(root / "params.yaml")
+        if "prepare" not in tree:
             raise ParamsError("params.yaml: 'prepare' is missing")
         report = prepare(root, parse(PrepareParams, tree["prepare"], "prepare"))
     except StillmarkError as error:

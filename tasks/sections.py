@@ -2,8 +2,10 @@
 
 import json
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -13,7 +15,7 @@ from tasks.errors import ParamsError
 class Section(BaseModel):
     """A part of the parameter tree. Unknown names are refused, types are never coerced."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     def plain(self) -> dict[str, Any]:
         """The section as JSON-compatible data, as it enters stage keys and lineage records."""
@@ -21,6 +23,23 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A YAML file of sections by name, not yet checked.
+
+    Raises:
+        ParamsError: The file is missing, or is not such a file.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing; take it from the repository again") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ParamsError(f"{path.name} holds {type(tree).__name__}, expected sections by name")
+    return tree
 
 
 def parse(section: type[S], value: object, path: str = "") -> S:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -129,100 +130,107 @@ class Stage(Generic[P]):
         tracking = Tracking(settings.tracking_uri, settings.home)
         found = self.find(tracking, run, section, **inputs)
         with StageProgress(self.name, reused=found is not None) as progress:
-            return found or self._make(settings, tracking, run, section, inputs, progress)
-
-    def _make(
-        self,
-        settings: Settings,
-        tracking: Tracking,
-        run: Run,
-        section: P,
-        inputs: dict[str, ModelRef],
-        progress: StageProgress,
-    ) -> ModelRef:
-        compute = Compute.resolve(run.compute)
-        compute.start()
-        key = self.key(run, section, inputs)
-        checkpoint = settings.home / "checkpoints" / f"{key}.pt"
-        run_id = tracking.start(run.project, self.name, key, run.data)
-        tracking.log_params(run_id, {self.name: section.plain(), "compute": compute.describe()})
-
-        def report(at: int, steps: int, metrics: dict[str, float]) -> None:
-            progress(at, steps, metrics)
-            if metrics:
-                tracking.log_metrics(run_id, metrics, step=at)
-
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / PAYLOAD
-            folder.mkdir()
-            work = Work(
-                rows=_rows(settings, run.data),
-                compute=compute,
-                folder=folder,
-                watch=Watch(report, checkpoint),
-                tracking=tracking,
+            return found or _Execution(self, settings, tracking, run, section, inputs).make(
+                progress
             )
-            try:
-                metrics = self.function(work, section, **inputs)
-                ref = self._store(work, run, section, inputs, metrics, run_id=run_id)
-            except BaseException as error:
-                tracking.fail(run_id, f"{type(error).__name__}: {error}")
-                raise
-        tracking.log_metrics(run_id, metrics, model=ref if self.is_model else None, data=run.data)
-        tracking.finish(run_id, ref)
-        for used in checkpoint.parent.glob(f"{key}*.pt"):
+
+
+@dataclass(frozen=True)
+class _Execution(Generic[P]):
+    """One execution of a stage, from an open MLflow run to a stored result."""
+
+    stage: Stage[P]
+    settings: Settings
+    tracking: Tracking
+    run: Run
+    section: P
+    inputs: dict[str, ModelRef]
+
+    @cached_property
+    def compute(self) -> Compute:
+        return Compute.resolve(self.run.compute)
+
+    @cached_property
+    def key(self) -> str:
+        return self.stage.key(self.run, self.section, self.inputs)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.settings.home / "checkpoints" / f"{self.key}.pt"
+
+    def make(self, progress: StageProgress) -> ModelRef:
+        """Runs the stage's function; whatever stops it ends the MLflow run with the reason."""
+        self.compute.start()
+        run_id = self.tracking.start(self.run.project, self.stage.name, self.key, self.run.data)
+        try:
+            parameters = {self.stage.name: self.section.plain(), "compute": self.compute.describe()}
+            self.tracking.log_params(run_id, parameters)
+            with tempfile.TemporaryDirectory() as scratch:
+                work = self._work(Path(scratch) / PAYLOAD, run_id, progress)
+                metrics = self.stage.function(work, self.section, **self.inputs)
+                ref = self._store(work, metrics, run_id)
+            model = ref if self.stage.is_model else None
+            self.tracking.log_metrics(run_id, metrics, model=model, data=self.run.data)
+        except BaseException as error:
+            self.tracking.fail(run_id, f"{type(error).__name__}: {error}")
+            raise
+        self.tracking.finish(run_id, ref)
+        for used in self.checkpoint.parent.glob(f"{self.key}*.pt"):
             used.unlink()
         return ref
 
-    def _store(
-        self,
-        work: Work,
-        run: Run,
-        section: P,
-        inputs: dict[str, ModelRef],
-        metrics: dict[str, float],
-        *,
-        run_id: str,
-    ) -> ModelRef:
+    def _work(self, folder: Path, run_id: str, progress: StageProgress) -> Work:
+        def report(at: int, steps: int, metrics: dict[str, float]) -> None:
+            progress(at, steps, metrics)
+            if metrics:
+                self.tracking.log_metrics(run_id, metrics, step=at)
+
+        folder.mkdir()
+        rows = _rows(self.settings, self.run.data)
+        return Work(rows, self.compute, folder, Watch(report, self.checkpoint), self.tracking)
+
+    def _store(self, work: Work, metrics: dict[str, float], run_id: str) -> ModelRef:
         """Writes the record beside the files and uploads both; nothing counts before that."""
-        content = digest_of_files(digests_of_folder(work.folder))
-        target = work.folder.parent / "stored"
-        if (work.folder / MODEL_FILE).is_file():
-            wrap(work.folder, work.rows.modality.runtime, target)
+        folder, stored = work.folder, work.folder.with_name("stored")
+        if (folder / MODEL_FILE).is_file():
+            wrap(folder, work.rows.modality.runtime, stored)
         else:
-            target.mkdir()
-            shutil.copytree(work.folder, target / PAYLOAD)
-        record = Record(
-            stage=self.name,
-            role=self.role,
-            key=self.key(run, section, inputs),
-            data=run.data,
-            code=origin.code(),
-            parameters=section.plain(),
-            environment=_environment(work.compute),
-            parents=tuple(
-                Parent(role=name, record=ref.record, model_id=ref.model_id)
-                for name, ref in inputs.items()
-            ),
-            files=digests_of_folder(target),
-            content=content,
-            metrics=metrics,
-        )
-        record.write(target)
+            shutil.copytree(folder, stored / PAYLOAD)
+        record = self._record(digest_of_files(digests_of_folder(folder)), stored, metrics)
+        record.write(stored)
         model_id = None
-        if self.is_model:
-            model_id = work.tracking.new_model(run.project, run_id, self.role, record.key)
-            work.tracking.store_model(model_id, target)
+        if self.stage.is_model:
+            role = self.stage.role
+            model_id = self.tracking.new_model(self.run.project, run_id, role, self.key)
+            self.tracking.store_model(model_id, stored)
         else:
-            work.tracking.store_report(run_id, target)
+            self.tracking.store_report(run_id, stored)
         return ModelRef(
-            stage=self.name,
-            role=self.role,
-            key=record.key,
+            stage=self.stage.name,
+            role=self.stage.role,
+            key=self.key,
             run_id=run_id,
             model_id=model_id,
             record=record.digest,
+            content=record.content,
+        )
+
+    def _record(self, content: str, stored: Path, metrics: dict[str, float]) -> Record:
+        return Record(
+            stage=self.stage.name,
+            role=self.stage.role,
+            key=self.key,
+            data=self.run.data,
+            code=origin.code(),
+            parameters=self.section.plain(),
+            environment=_environment(self.compute),
+            parents=tuple(
+                Parent(role=name, record=ref.record, model_id=ref.model_id)
+                for name, ref in self.inputs.items()
+            ),
+            files=digests_of_folder(stored),
             content=content,
+            metrics=metrics,
         )
 
 

@@ -69,7 +69,7 @@ class Versions:
             DataError: The stage refused the data; its own line says why.
         """
         self.check()
-        self._dvc("repro", "--quiet", STAGE)
+        self._dvc("repro", STAGE)
         return self.current()
 
     def current(self) -> DataRef:

@@ -7,6 +7,8 @@ from typing import Any
 import rfc8785
 from pydantic import BaseModel, ConfigDict
 
+EXACT = 2**53
+
 
 class FileDigest(BaseModel):
     """What one stored file must be: its sha256 (hex) and its size in bytes."""
@@ -19,7 +21,16 @@ class FileDigest(BaseModel):
 
 def canonical(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     """JSON in its canonical form (RFC 8785), so that equal values have equal bytes."""
-    return rfc8785.dumps(value)
+    return rfc8785.dumps(_doubles(value))
+
+
+def _doubles(value: Any) -> Any:  # noqa: ANN401
+    """A whole double beyond 2^53 is read back from JSON as an int; it means the double."""
+    if isinstance(value, dict):
+        return {name: _doubles(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_doubles(inner) for inner in value]
+    return float(value) if isinstance(value, int) and abs(value) >= EXACT else value
 
 
 def digest_of_value(value: Any) -> str:  # noqa: ANN401 - any JSON value

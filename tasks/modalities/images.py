@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -66,7 +67,7 @@ class Images(Modality):
                 with Image.open(io.BytesIO(content)) as image:
                     sides[max(image.size)] += 1
                     grey = grey and runtime.is_grey(image)
-            except (OSError, SyntaxError, Image.DecompressionBombError):
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                 continue  # encode() meets the same file and names it
         side = self.side if self.side != "auto" else _automatic_side(sides)
         channels = self.channels if self.channels != "auto" else (1 if grey else 3)
@@ -103,13 +104,14 @@ def _place(name: PurePosixPath) -> tuple[str | None, str | None]:
         DataError: The file lies in no class folder.
     """
     folders = list(name.parts[:-1])
-    split = SPLIT_FOLDERS.get(folders[0]) if len(folders) > 1 else None
+    split = SPLIT_FOLDERS.get(folders[0]) if folders else None
     if split:
         folders = folders[1:]
     if not folders:
+        folder = PurePosixPath("data") / name.parent
         raise DataError(
-            f"image '{name}' lies in no class folder; expected data/<class>/{name.name}, or "
-            f"data/{UNLABELLED}/{name.name} for an image without a label"
+            f"image '{name}' lies in no class folder; expected {folder / '<class>' / name.name}, "
+            f"or {folder / UNLABELLED / name.name} for an image without a label"
         )
     return split, None if folders[0] == UNLABELLED else folders[0]
 
@@ -123,7 +125,7 @@ def _zip_rows(path: Path, name: str) -> Iterator[RawRow]:
                 if inner.suffix.lower() in SUFFIXES and not hidden:
                     split, label = _place(inner)
                     yield RawRow(f"{name}!{member}", archive.read(member), label, split)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(
             f"data/{name} is not a whole zip archive ({error}); copy it again"
         ) from None
@@ -142,11 +144,21 @@ def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:
             f"data/{name} has the columns {sorted(columns)}, expected 'image' (encoded bytes), and "
             "optionally 'label' and 'split'"
         )
+    batches = table.iter_batches(columns=sorted(columns & {"image", "label", "split"}))
     at = 0
-    for batch in table.iter_batches(columns=sorted(columns & {"image", "label", "split"})):
-        for row in batch.to_pylist():
+    while (found := _next_batch(batches, name)) is not None:
+        for row in found.to_pylist():
             yield _parquet_row(row, f"{name}#{at}")
             at += 1
+
+
+def _next_batch(batches: Iterator[pyarrow.RecordBatch], name: str) -> pyarrow.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"data/{name} is not a whole Parquet file ({error}); copy it again"
+        ) from None
 
 
 def _parquet_row(row: dict[str, Any], source: str) -> RawRow:
@@ -157,7 +169,7 @@ def _parquet_row(row: dict[str, Any], source: str) -> RawRow:
         raise DataError(
             f"data/{source}: 'image' holds {type(image).__name__}, expected encoded bytes"
         )
-    label, split = row.get("label"), row.get("split")
+    label, split = row.get("label"), row.get("split") or None
     if split not in {None, *SPLIT_FOLDERS.values()}:
         raise DataError(f"data/{source}: 'split' is '{split}', expected 'train', 'test' or empty")
     return RawRow(source, image, None if label is None else str(label), split)

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.drawers import Drawer
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, ParamsError
 from tasks.sections import Section, parse
 
 SPEC_FILE = "network.json"
@@ -129,10 +130,18 @@ def save(folder: Path, spec: Spec, network: nn.Module) -> None:
 
 
 def load(folder: Path) -> tuple[Spec, Classifier]:
-    """Builds a stored network, in evaluation mode, bit-equal to the one saved."""
-    spec = parse(Spec, json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")), SPEC_FILE)
-    network = spec.build()
-    network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    """Builds a stored network, in evaluation mode, bit-equal to the one saved.
+
+    Raises:
+        ArtifactError: A file is missing, cut, or does not fit the other.
+    """
+    try:
+        spec = parse(Spec, json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")), SPEC_FILE)
+        network = spec.build()
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError, ParamsError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{folder} holds no whole network: {reason}") from None
     return spec, network.eval()
 
 

@@ -23,7 +23,7 @@ class ConvNet(Network):
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
     def body(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
-        """See `Network.body`; features are (N, 4 * last width)."""
+        """See `Network.body`; features are (N, 4 * last width), or (N, last width) of a 1×1 map."""
         side, _, channels = shape
         layers: list[nn.Module] = []
         for at, width in enumerate(self.widths):
@@ -34,6 +34,6 @@ class ConvNet(Network):
                 nn.ReLU(),
             ]
             side, channels = -(-side // stride), width
-        layers += [nn.AvgPool2d(max(1, side // GRID)), nn.Flatten()]
-        cells = side // max(1, side // GRID)
+        cells = min(GRID, side)
+        layers += [nn.AvgPool2d(-(-side // cells), stride=side // cells), nn.Flatten()]
         return nn.Sequential(*layers), channels * cells * cells

@@ -20,7 +20,8 @@ class Magnitude(Pruner):
 
     Attributes:
         keep_ratio: Share of each layer's channels to keep.
-        round_to: Kept widths are multiples of this; other widths ran slower than the dense network.
+        round_to: Kept widths are multiples of this, at least one; other widths ran slower than the
+            dense network. A layer narrower than this stays as it is.
     """
 
     name: Literal["magnitude"] = "magnitude"
@@ -30,36 +31,35 @@ class Magnitude(Pruner):
     def prune(self, network: Classifier, example: Tensor) -> None:
         """See `Pruner.prune`."""
         before = _widths(network)
-        head: list[nn.Module] = [network.head]
         for parameter in network.parameters():
             parameter.requires_grad_()
+        convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # torch-pruning's advice on its own defaults
+            warnings.simplefilter("ignore", UserWarning)  # torch-pruning's advice on its defaults
             pruner = torch_pruning.pruner.BasePruner(
                 network,
                 example,
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=1 - self.keep_ratio,
-                round_to=self.round_to,
-                ignored_layers=head,
+                pruning_ratio_dict={m: self._ratio(m.out_channels) for m in convolutions},
+                ignored_layers=[network.head],
             )
             pruner.step()
-        self._check(before, _widths(network))
-
-    def _check(self, before: dict[str, int], after: dict[str, int]) -> None:
-        emptied = [name for name, width in after.items() if width < 1]
-        if emptied:
-            raise CompressionError(
-                f"keep_ratio {self.keep_ratio} leaves no channel in '{emptied[0]}'; raise it"
-            )
-        if before == after:
+        if before == _widths(network):
             widths = ", ".join(f"'{name}' {width}" for name, width in before.items())
             raise CompressionError(
                 f"keep_ratio {self.keep_ratio} with round_to {self.round_to} removes nothing from "
-                f"{widths}; widen the student, or lower keep_ratio or round_to"
+                f"the widths {widths}; widen the student, or lower round_to"
             )
+
+    def kept(self, width: int) -> int:
+        """Channels that stay of a layer's `width`: a multiple of `round_to`, at least one of it."""
+        multiple = max(1, round(width * self.keep_ratio / self.round_to))
+        return min(width, multiple * self.round_to)
+
+    def _ratio(self, width: int) -> float:
+        # torch-pruning rounds what stays down; half a channel more keeps it off the edge.
+        return max(0.0, 1 - (self.kept(width) + 0.5) / width)
 
 
 def _widths(network: nn.Module) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,13 +43,12 @@ class StaticInt8(Quantizer):
         from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
 
         class Reader(quantization.CalibrationDataReader):
-            def __init__(self, name: str) -> None:
-                self.batches = _batches(name, calibration[:self_rows])
+            def __init__(self, name: str, rows: NDArray[np.float32]) -> None:
+                self.batches = _batches(name, rows)
 
             def get_next(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
                 return next(self.batches, None)
 
-        self_rows = self.calibration_rows
         with tempfile.TemporaryDirectory() as folder, _quiet():
             ready = Path(folder) / "ready.onnx"
             quant_pre_process(source, ready)
@@ -56,7 +56,7 @@ class StaticInt8(Quantizer):
             quantization.quantize_static(
                 ready,
                 target,
-                Reader(name),
+                Reader(name, calibration[: self.calibration_rows]),
                 quant_format=quantization.QuantFormat.QDQ,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
@@ -70,11 +70,12 @@ def _batches(name: str, rows: NDArray[np.float32]) -> Iterator[dict[str, Any]]:
         yield {name: rows[at : at + BATCH]}
 
 
-class _quiet:  # noqa: N801 - used as a function
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keeps ONNX Runtime's advice to pre-process, which was followed, off the terminal."""
-
-    def __enter__(self) -> None:
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(logging.NOTSET)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

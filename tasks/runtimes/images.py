@@ -17,8 +17,11 @@ from PIL import Image, ImageOps
 
 RGB_CHANNELS = 3
 BATCH_SIZE = 256
+BYTE, WORD = 255, 65535
 
-GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})
+SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16B", "I;16L"})
+WIDE_MODES = SIXTEEN_BIT_MODES | {"I", "F"}
+GREY_MODES = WIDE_MODES | {"1", "L", "LA"}
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -41,21 +44,32 @@ def to_pixels(image: Image.Image, side: int, channels: int) -> NDArray[np.uint8]
         Array (side, side, channels).
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode in {"I", "I;16", "F"}:
+    if image.mode in WIDE_MODES:
         image = _eight_bit(image)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (side, side):
-        image = ImageOps.pad(image, (side, side), method=Image.Resampling.LANCZOS, color=0)
-    return np.asarray(image, dtype=np.uint8).reshape(side, side, channels)
+    return np.asarray(_fitted(image, side), dtype=np.uint8).reshape(side, side, channels)
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    if image.size == (side, side):
+        return image
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    square = Image.new(image.mode, (side, side))
+    inner = image.resize((width, height), Image.Resampling.LANCZOS)
+    square.paste(inner, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
+    """Sixteen-bit files span 0 to 65535; other wide modes do so where a value says it."""
     values = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else 255.0  # noqa: PLR2004
-    return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+    wide = image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and values.max(initial=0) > BYTE)
+    scaled = values.clip(0, WORD if wide else BYTE) * (BYTE / WORD if wide else 1.0)
+    return Image.fromarray(scaled.round().astype(np.uint8))
 
 
 def decode(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
@@ -83,8 +97,10 @@ def from_array(array: NDArray[Any], side: int, channels: int) -> NDArray[np.uint
         raise ValueError(
             f"an image array has shape {array.shape}, expected (H, W) or (H, W, 1 or 3)"
         )
+    if not array.size:
+        raise ValueError(f"an image array has shape {array.shape}: it holds no pixel")
     if array.dtype != np.uint8:
-        if array.size and (array.min() < 0 or array.max() > 255):  # noqa: PLR2004
+        if not (array.min() >= 0 and array.max() <= BYTE):
             raise ValueError(f"pixels lie in {array.min()} to {array.max()}, expected 0 to 255")
         array = array.round().astype(np.uint8)
     return to_pixels(Image.fromarray(array), side, channels)
@@ -186,9 +202,13 @@ def _items(model_input: Any) -> Iterable[Any]:  # noqa: ANN401
     if isinstance(model_input, dict):
         return _items(next(iter(model_input.values())))
     if isinstance(model_input, np.ndarray) and model_input.dtype != object:
-        one_rgb = model_input.ndim == RGB_CHANNELS and model_input.shape[2] == RGB_CHANNELS
-        return [model_input] if model_input.ndim == 2 or one_rgb else list(model_input)  # noqa: PLR2004
+        return [model_input] if _is_one(model_input) else list(model_input)
     return list(model_input)
+
+
+def _is_one(array: NDArray[Any]) -> bool:
+    """Whether an array is one image: (H, W), or (H, W, 1 or 3), rather than a batch (N, H, W)."""
+    return array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {1, RGB_CHANNELS})  # noqa: PLR2004
 
 
 def _load_pyfunc(path: str) -> ImageClassifier:

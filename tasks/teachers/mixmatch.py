@@ -78,8 +78,7 @@ class MixMatch(Teacher):
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
     """p^(1/T), normalised (equation 7 of arXiv:1905.02249); (N, classes) → (N, classes)."""
-    powers = probabilities ** (1 / temperature)
-    return powers / powers.sum(dim=1, keepdim=True)
+    return (probabilities.log() / temperature).softmax(dim=1)
 
 
 def _beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
