@@ -37,7 +37,7 @@ PORTS = {Page.MLFLOW: 5000, Page.PREFECT: 4200}
 
 @app.command()
 def retrain(*, as_json: Json = False) -> None:
-    """Run the whole chain; stages whose inputs have not changed are reused.
+    """Run the whole chain; reuse what has not changed.
 
     A rejected challenger is a normal outcome: the command ends with 0 and says why.
     """
@@ -63,7 +63,10 @@ def retrain(*, as_json: Json = False) -> None:
 
 @app.command()
 def check(*, as_json: Json = False) -> None:
-    """Validate params.yaml, data and environment; print what a run would do. Trains nothing."""
+    """Validate everything and print what a run would do.
+
+    Looks at params.yaml, data and environment; trains nothing.
+    """
     from flows.chain import plan
     from flows.retrain import preflight
     from tasks.settings import Settings
@@ -98,7 +101,10 @@ def predict(
     *,
     as_json: Json = False,
 ) -> None:
-    """Label raw files with a registered model, for example `digits.edge`."""
+    """Label raw files with a registered model.
+
+    For example: stillmark predict digits.edge seven.png
+    """
     contents = [_read(path) for path in inputs]
     tracking = _tracking()
     try:
@@ -116,7 +122,7 @@ def predict(
 
 @app.command()
 def status(*, as_json: Json = False) -> None:
-    """Say which versions are champion, why, and how the last runs ended."""
+    """Say what is champion, why, and how runs ended."""
     from flows.overview import lines, overview
     from tasks.settings import Settings
 
@@ -134,7 +140,7 @@ def open_page(
         int | None, typer.Option(help="Another port than 5000 (mlflow) or 4200 (prefect).")
     ] = None,
 ) -> None:
-    """Serve MLflow's or Prefect's page on this project, on loopback, until Ctrl-C."""
+    """Serve MLflow's or Prefect's page, until Ctrl-C."""
     from tasks.settings import Settings
 
     settings = Settings()

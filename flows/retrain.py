@@ -1,6 +1,9 @@
 """The main job: from data to a registered edge model that is promoted or turned down."""
 
+import logging
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from uuid import UUID
@@ -15,7 +18,7 @@ from prefect.context import FlowRunContext
 from flows.chain import P, walk
 from tasks.compute import Compute
 from tasks.data import data
-from tasks.errors import SetupError
+from tasks.errors import SetupError, StillmarkError
 from tasks.evaluate import Evaluation
 from tasks.params import Params, load
 from tasks.promote import Decision, promote
@@ -101,12 +104,31 @@ def run_once() -> Outcome:
         raise SetupError(
             f"another retraining of {settings.root} is running; wait until it has ended"
         ) from None
+    _end_on_sigterm()
+    _hide_known_failures()
     try:
         outcome = retrain()
         _wait_for_task_states(outcome.flow_run_id)
     finally:
         lock.release()
     return outcome
+
+
+def _end_on_sigterm() -> None:
+    """Lets SIGTERM unwind: a process that it ends at once leaves Prefect's server behind."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
+
+
+def _hide_known_failures() -> None:
+    """Keeps Prefect's traces of our own errors off the terminal; the command says them."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, StillmarkError) and "Finished in state" not in str(record.msg)
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(is_news)
 
 
 def _wait_for_task_states(flow_run_id: str) -> None:

@@ -45,7 +45,7 @@ def show(console: Console, outcome: Outcome) -> None:
             "",
             f"The edge model makes {errors:.0%} of the control's errors (accuracy "
             f"{evaluation.gain_over_control:+.2%}, p = {evaluation.p_value:.2g}).",
-            f"[bold]{outcome.decision.outcome}[/bold]: {outcome.decision.sentence}",
+            f"[bold]{outcome.decision.sentence}[/bold]",
             "",
             "Look at what was made:",
             f"  {command()} open mlflow     models, versions, metrics",

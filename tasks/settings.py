@@ -98,7 +98,7 @@ def isolate() -> None:
         home = Settings().home
     except SetupError:
         return  # the command that needs a project says so
-    with contextlib.suppress(OSError):  # as above; Prefect wants the folder while it is imported
+    with contextlib.suppress(OSError):  # as above; Prefect wants its folder while it is imported
         home.mkdir(exist_ok=True)
-    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
+        os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     os.environ.setdefault("DVC_SITE_CACHE_DIR", str(home / "dvc"))

@@ -192,11 +192,12 @@ class _Execution(Generic[P]):
     def _store(self, work: Work, metrics: dict[str, float], run_id: str) -> ModelRef:
         """Writes the record beside the files and uploads both; nothing counts before that."""
         folder, stored = work.folder, work.folder.with_name("stored")
+        content = digest_of_files(digests_of_folder(folder))
         if (folder / MODEL_FILE).is_file():
-            wrap(folder, work.rows.modality.runtime, stored)
+            wrap(folder, work.rows.modality.runtime, stored, content)
         else:
             shutil.copytree(folder, stored / PAYLOAD)
-        record = self._record(digest_of_files(digests_of_folder(folder)), stored, metrics)
+        record = self._record(content, stored, metrics)
         record.write(stored)
         model_id = None
         if self.stage.is_model:

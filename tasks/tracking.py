@@ -47,6 +47,7 @@ PAYLOAD = "model"
 DATASET = "prepared"
 PARAMS_PER_CALL = 100
 LONGEST_PARAM = 5000
+NO_TIME = "1970-01-01 00:00:00.000000"
 SIGNATURE = ModelSignature(
     outputs=Schema(
         [
@@ -231,6 +232,9 @@ class Tracking:
                 return VersionRef(
                     name=name, version=int(version.version), model=self.ref_of(version)
                 )
+        status = self.client.get_logged_model(ref.model_id).status
+        if status != LoggedModelStatus.READY:
+            raise RegistryError(f"{ref.role} {ref.model_id} is {status}, expected READY; retrain")
         self._make_registered(name)
         made = self.client.create_model_version(
             name,
@@ -260,7 +264,13 @@ class Tracking:
 
     def registered(self) -> list[str]:
         """Names of all registered models."""
-        return sorted(model.name for model in self.client.search_registered_models())
+        names: list[str] = []
+        token: str | None = None
+        while token is None or token:
+            page = self.client.search_registered_models(page_token=token)
+            names += [model.name for model in page]
+            token = page.token or ""
+        return sorted(names)
 
     def ref_of(self, version: ModelVersion) -> ModelRef:
         """The reference that a version was registered with.
@@ -319,14 +329,17 @@ class Tracking:
         )
 
 
-def wrap(payload: Path, runtime: Path, target: Path) -> None:
+def wrap(payload: Path, runtime: Path, target: Path, content: str) -> None:
     """Makes an MLflow pyfunc of an exported model, with the code that serves it beside it.
 
     Args:
         payload: Folder with the model's files.
         runtime: The module that serves them; copied, so that the model needs no Stillmark.
         target: Folder to write.
+        content: sha256 of the model's files, from which the envelope's id follows.
     """
+    # MLflow would write a random id and the time of day; equal models are to be equal files.
+    envelope = Model(signature=SIGNATURE, model_uuid=content[:32], utc_time_created=NO_TIME)
     with tempfile.TemporaryDirectory() as scratch:
         module = f"stillmark_{runtime.stem}"
         copy = Path(shutil.copy(runtime, Path(scratch) / f"{module}.py"))
@@ -336,7 +349,7 @@ def wrap(payload: Path, runtime: Path, target: Path) -> None:
             loader_module=module,
             data_path=str(data),
             code_paths=[str(copy)],
-            mlflow_model=Model(signature=SIGNATURE),
+            mlflow_model=envelope,
             pip_requirements=["mlflow", "numpy", "onnxruntime", "pandas", "pillow"],
         )
 

@@ -31,7 +31,7 @@ class ConvNet(Network):
             layers += [
                 nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
                 nn.BatchNorm2d(width),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
             ]
             side, channels = -(-side // stride), width
         cells = min(GRID, side)

@@ -26,7 +26,9 @@ class ResNet(Network):
         """See `Network.body`; features are (N, last width)."""
         width = self.widths[0]
         stem = nn.Sequential(
-            nn.Conv2d(shape[2], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(shape[2], width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
         blocks: list[nn.Module] = []
         for stage, wide in enumerate(self.widths):
@@ -44,7 +46,7 @@ class Block(nn.Module):
         self.residual = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
@@ -56,7 +58,7 @@ class Block(nn.Module):
                 nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
             )
         )
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 RGB_CHANNELS = 3
 BATCH_SIZE = 256
@@ -81,6 +81,8 @@ def decode(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return to_pixels(image, side, channels)
+    except UnidentifiedImageError:
+        raise ValueError("not a readable image (no known format)") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image ({error})") from None
 

@@ -249,10 +249,10 @@ supervise._run(run, params.supervise)
 def killed(bench, tmp_path):
     """A bench on which `supervise` was killed (SIGKILL) while it trained; and its checkpoint."""
     script = TRAIN_WITH_A_CHECKPOINT_PER_STEP.format(data=bench.run.data.model_dump_json())
-    log = (tmp_path / "log").open("w")
-    child = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=bench.root, stderr=log, start_new_session=True
-    )
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-c", script], cwd=bench.root, stderr=log, start_new_session=True
+        )
     key = supervise.key(bench.run, bench.params.supervise, {})
     checkpoint = bench.root / ".stillmark" / "checkpoints" / f"{key}.pt"
     deadline = time.monotonic() + 120
@@ -279,10 +279,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(killed, finished):
     assert min(steps) > done  # it went on, it did not start anew
     assert max(steps) == params.fit.steps
 
+    mine = bench.tracking.fetch(ref).folder  # first: MLflow fetches from the store opened last
     store = Tracking(finished.project.uri, finished.project.root / ".stillmark")
     (uninterrupted,) = store.versions(f"{bench.run.project}.control")
     expected = store.ref_of(uninterrupted)
-    mine, other = bench.tracking.fetch(ref).folder, store.fetch(expected).folder
+    other = store.fetch(expected).folder
     weights = payload_of(mine) / networks.WEIGHTS_FILE
     assert weights.read_bytes() == (payload_of(other) / networks.WEIGHTS_FILE).read_bytes()
     assert ref.content == expected.content

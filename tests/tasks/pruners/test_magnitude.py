@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from torch import nn
@@ -101,4 +100,3 @@ def test_a_layer_that_rounding_would_empty_keeps_one_multiple(build, first, keep
     network = build(spec)
     Magnitude(keep_ratio=keep_ratio, round_to=8).prune(network, example(spec))
     assert widths(network)[0] == 8
-

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that measure, and tests that hold their marks."""

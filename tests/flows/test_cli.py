@@ -1,0 +1,352 @@
+import json
+import os
+import resource
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+
+from flows import cli, retrain
+from flows.cli import main
+from tasks import tracking
+
+COMMANDS = {
+    "retrain": "Run the whole chain",
+    "check": "Validate everything",
+    "predict": "Label raw files",
+    "status": "Say what is champion",
+    "open": "Serve MLflow's or Prefect's page",
+}
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Runs a command that has to be refused before Prefect is started; returns its one line."""
+
+    def never():
+        pytest.fail("the flow was started")
+
+    monkeypatch.setattr(retrain, "retrain", never)
+
+    def run(*arguments):
+        assert main([str(word) for word in arguments]) == 2
+        caught = capsys.readouterr()
+        assert caught.out == ""
+        (line,) = caught.err.splitlines()
+        assert line.startswith("stillmark: ")
+        return line.removeprefix("stillmark: ")
+
+    return run
+
+
+@pytest.fixture
+def project(untrained, inside):
+    """An untrained project that this process stands in."""
+    inside(untrained.root)
+    return untrained
+
+
+def test_a_misspelt_parameter_stops_a_real_process_before_anything_starts(untrained):
+    text = (untrained.root / "params.yaml").read_text()
+    (untrained.root / "params.yaml").write_text(text.replace("ema_decay:", "ema_decai:"))
+    done = untrained.stillmark("retrain")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(
+        "stillmark: params.yaml: unknown parameter 'teach.fit.ema_decai'; did you mean 'ema_decay'?"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not (untrained.root / "mlflow.db").exists()
+    assert not list((untrained.root / ".stillmark").rglob("prefect.db"))
+
+
+@pytest.mark.parametrize("command", ["retrain", "check"])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("distill.fit.steps", "many", "params.yaml: 'distill.fit.steps' is \"many\": "),
+        ("teach.method.name", "mixmtch", "'teach.method' has the unknown name 'mixmtch'; did you"),
+        ("prune.recovery.fit.stepz", 1, "'prune.recovery.fit.stepz'; did you mean 'steps'?"),
+        ("distil", {}, "unknown parameter 'distil'; did you mean 'distill'?"),
+        pytest.param(
+            "compute.device",
+            "cuda",
+            "torch finds no CUDA device",
+            marks=pytest.mark.skipif("__import__('torch').cuda.is_available()"),
+        ),
+        ("teach.fit.learning_rate", float("inf"), "teach.fit.learning_rate"),
+    ],
+)
+def test_parameters_are_checked_first(project, refused, command, path, value, message):
+    project.change(path, value)
+    assert message in refused(command)
+
+
+def test_two_mistakes_are_two_lines(project, capsys):
+    project.change("compute.sed", 1)
+    project.change("teach.fit.stepz", 1)
+    assert main(["retrain"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" '")[0] for line in lines] == [
+        "stillmark: params.yaml: unknown parameter"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "params.yaml is not YAML: "), ("", "params.yaml holds NoneType")],
+)
+def test_a_file_that_is_no_tree_of_parameters(project, refused, text, message):
+    (project.root / "params.yaml").write_text(text)
+    assert refused("retrain").startswith(message)
+
+
+def test_a_missing_section(project, capsys):
+    lines = (project.root / "params.yaml").read_text().split("evaluate:")[0]
+    (project.root / "params.yaml").write_text(lines)
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "stillmark: params.yaml: 'evaluate' is missing",
+        "stillmark: params.yaml: 'promote' is missing",
+    ]
+
+
+@pytest.mark.parametrize("command", ["retrain", "check"])
+def test_data_that_are_not_there(project, refused, command):
+    shutil.rmtree(project.root / "data")
+    assert refused(command).startswith("data/ is missing; run `dvc pull`")
+    (project.root / "data").mkdir()
+    assert refused(command).startswith("data/ is empty; ")
+
+
+def test_a_folder_that_is_no_project(refused, tmp_path, monkeypatch):
+    monkeypatch.delenv("STILLMARK_PROJECT")
+    monkeypatch.chdir(tmp_path)
+    for command in (["retrain"], ["check"], ["status"], ["predict", "digits.edge", sys.executable]):
+        assert refused(*command).startswith(f"no params.yaml in {tmp_path} or above it")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["retrain", "check", "status"])
+def test_a_store_that_another_process_holds(project, refused, monkeypatch, command):
+    path = project.root / "mlflow.db"
+    holder = sqlite3.connect(path)
+    holder.execute("CREATE TABLE any (thing)")
+    holder.execute("BEGIN EXCLUSIVE")
+    connect = sqlite3.connect
+    monkeypatch.setattr(tracking.sqlite3, "connect", lambda path, **_: connect(path, timeout=0.1))
+    try:
+        assert f"{path} cannot be written (database is locked)" in refused(command)
+    finally:
+        holder.close()
+
+
+@pytest.mark.parametrize("command", ["retrain", "status"])
+def test_a_store_that_is_no_database(project, refused, command):
+    (project.root / "mlflow.db").write_bytes(b"no database at all" * 99)
+    assert "mlflow.db is no MLflow database" in refused(command)
+
+
+@pytest.mark.parametrize("command", ["retrain", "check", "status"])
+def test_a_home_that_cannot_be_written(project, refused, command):
+    shutil.rmtree(project.root / ".stillmark", ignore_errors=True)
+    (project.root / ".stillmark").write_text("in the way")
+    assert f"cannot write to {project.root / '.stillmark'}" in refused(command)
+
+
+def test_a_home_that_cannot_be_written_in_a_process_of_its_own(untrained):
+    """Prefect, too, wants that folder, while it is imported."""
+    shutil.rmtree(untrained.root / ".stillmark", ignore_errors=True)
+    (untrained.root / ".stillmark").write_text("in the way")
+    done = untrained.stillmark("retrain")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"stillmark: cannot write to {untrained.root / '.stillmark'}")
+
+
+def test_a_second_retraining_at_once(project, refused):
+    (project.root / ".stillmark").mkdir(exist_ok=True)
+    with FileLock(project.root / ".stillmark" / "retrain.lock"):
+        assert refused("retrain").startswith(f"another retraining of {project.root} is running")
+
+
+@pytest.mark.parametrize("page", ["mlflow", "prefect"])
+def test_a_taken_port(project, refused, monkeypatch, page):
+    monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("was started"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        line = refused("open", page, "--port", port)
+    assert line.startswith(f"port {port} is taken (Address already in use); choose another")
+
+
+@pytest.mark.parametrize("page", ["mlflow", "prefect"])
+def test_open_serves_on_loopback(project, monkeypatch, capsys, page):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append((path, command)))
+    monkeypatch.setattr(os, "chdir", lambda path: None)
+    for name in ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "PREFECT_SERVER_UI_API_URL"):
+        monkeypatch.setenv(name, "")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert main(["open", page, "--port", str(port)]) == 0
+    ((path, command),) = started
+    assert path.exists()
+    assert command[0] == page
+    assert command[-4:] == ["--host", "127.0.0.1", "--port", str(port)]
+    assert f"http://127.0.0.1:{port}" in capsys.readouterr().out
+    if page == "mlflow":
+        assert f"sqlite:///{project.root / 'mlflow.db'}" in command
+    else:
+        assert os.environ["PREFECT_SERVER_UI_API_URL"] == f"http://127.0.0.1:{port}/api"
+
+
+def test_an_unknown_page_or_command_is_no_traceback(capsys):
+    assert main(["open", "grafana"]) == 2
+    assert "mlflow" in capsys.readouterr().err
+    assert main(["retrian"]) == 2
+    assert "Did you mean 'retrain'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def trained(finished, inside):
+    """The finished project, for commands that only read."""
+    inside(finished.project.root)
+    return finished.project
+
+
+def test_predict_labels_files(trained, capsys):
+    pictures = [str(trained.root / "data" / label / f"{label}-030.png") for label in "012"]
+    assert main(["predict", "digits.edge", *pictures]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [path for path, _, _ in lines] == pictures
+    assert {label for _, label, _ in lines} <= set("012")
+    assert all(1 / 3 <= float(chance) <= 1 for _, _, chance in lines)
+
+
+@pytest.mark.parametrize("model", ["digits.edge", "digits.edge@champion", "digits.edge:1"])
+def test_predict_takes_a_version_or_an_alias(trained, capsys, model):
+    picture = str(trained.root / "data" / "0" / "0-030.png")
+    assert main(["predict", model, picture, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["input"] == picture
+    assert row["label"] in {"0", "1", "2"}
+    assert len(row["probabilities"]) == 3
+
+
+def test_predict_says_what_is_wrong(trained, refused, tmp_path):
+    picture = trained.root / "data" / "0" / "0-030.png"
+    words = tmp_path / "words.png"
+    words.write_text("not a picture")
+    line = refused("predict", "digits.edg", picture)
+    assert line.startswith("no model 'digits.edg'; did you mean 'digits.edge'? (known: digits.con")
+    line = refused("predict", "digits.edge:7", picture)
+    assert line.startswith("'digits.edge' has no version '7'")
+    assert refused("predict", "digits.edge@gold", picture).startswith(
+        "'digits.edge' has no alias 'gold'"
+    )
+    assert refused("predict", "digits.teacher", picture).startswith(
+        "'digits.teacher' has no alias 'champion'; name a version: digits.teacher:1"
+    )
+    missing = tmp_path / "missing.png"
+    assert refused("predict", "digits.edge", missing) == (
+        f"{missing} cannot be read: No such file or directory"
+    )
+    assert refused("predict", "digits.edge", tmp_path).endswith("cannot be read: Is a directory")
+    line = refused("predict", "digits.edge", picture, words)
+    assert line.startswith(f"{words}: not a readable image")
+    assert "0x" not in line
+
+
+def test_predict_by_an_encoder_is_one_line(trained, refused):
+    """It is a registered model, but none that predicts."""
+    picture = trained.root / "data" / "0" / "0-030.png"
+    assert "digits.encoder" in refused("predict", "digits.encoder:1", picture)
+
+
+def test_predict_before_the_first_run(project, refused):
+    picture = project.root / "data" / "0" / "0-030.png"
+    line = refused("predict", "digits.edge", picture)
+    assert line == "no model 'digits.edge'; run `stillmark retrain` first"
+
+
+def test_status_names_champion_and_reason(trained, capsys):
+    assert main(["status", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["project"] == "digits"
+    models = {model["model"]: model for model in found["models"]}
+    assert models["digits.edge"]["champion"] == 1
+    assert "first version" in models["digits.edge"]["reason"]
+    assert models["digits.teacher"]["champion"] is None
+    assert {run["status"] for run in found["runs"]} == {"FINISHED"}
+    assert found["runs"][0]["stage"] == "promote"
+    assert main(["status"]) == 0
+    text = capsys.readouterr().out
+    assert "digits.edge" in text
+    assert "champion: version 1" in text
+    assert "FINISHED  promote" in text
+
+
+def test_status_before_the_first_run(project, capsys):
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == "'digits' has no models yet; run `stillmark retrain`\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert COMMANDS[name] in text
+    assert "--help" in text
+    assert ("--port" if name == "open" else "--json") in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_the_commands_are_these(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    lines = text.partition("Commands:")[2].strip().splitlines()
+    listed = [line.split()[0] for line in lines]
+    assert listed == list(COMMANDS)
+    assert set(cli.PORTS) == set(cli.Page)
+
+
+def test_the_list_of_commands_is_not_cut_off(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+def test_help_is_quick_and_imports_nothing_heavy(fresh):
+    script = (
+        "import sys; from flows.cli import main; code = main(['--help'])\n"
+        "heavy = {'torch', 'mlflow', 'prefect', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(code or sorted(heavy) or 0)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = fresh.command(sys.executable, "-c", script)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 1.0
+
+
+def test_the_flows_module_is_the_command(fresh):
+    done = fresh.command(sys.executable, "-m", "flows.retrain", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Run the whole chain" in done.stdout
+
+
+def test_the_command_is_installed(fresh):
+    command = [shutil.which("stillmark") or "stillmark", "--help"]
+    done = subprocess.run(command, cwd=fresh.root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Usage: stillmark" in done.stdout
