@@ -44,7 +44,8 @@ def show(console: Console, outcome: Outcome) -> None:
             "control: the student's network on the shown labels alone, as many steps, same views.",
             "",
             f"The edge model makes {errors:.0%} of the control's errors (accuracy "
-            f"{evaluation.gain_over_control:+.2%}, p = {evaluation.p_value:.2g}).",
+            f"{evaluation.gain_over_control:+.2%}, p = {evaluation.p_value:.2g})."
+            f"{_advice(evaluation)}",
             f"[bold]{outcome.decision.sentence}[/bold]",
             "",
             "Look at what was made:",
@@ -52,6 +53,15 @@ def show(console: Console, outcome: Outcome) -> None:
             f"  {command()} open prefect    the run, its tasks and artifacts",
         ),
         soft_wrap=False,
+    )
+
+
+def _advice(evaluation: Evaluation) -> str:
+    if evaluation.gain_over_control > 0:
+        return ""
+    return (
+        " The chain does not help here: train the teacher for longer, or deploy the student's "
+        "network trained on the labels alone."
     )
 
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def run(variant: Callable[[Tree], None], draw: int) -> dict[str, float]:
         tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         tree["prepare"]["draw"] = tree["compute"]["seed"] = draw
         variant(tree)
+        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)  # DVC asks for one
         (project / "params.yaml").write_text(
             yaml.safe_dump(tree, sort_keys=False), encoding="utf-8"
         )
@@ -112,13 +114,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     options = parser.parse_args()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        waiting = {v.__name__: [pool.submit(run, v, draw) for draw in DRAWS] for v in VARIANTS}
-        found = {name: [one.result() for one in runs] for name, runs in waiting.items()}
-    result: dict[str, Any] = {"command": COMMAND, "draws": len(DRAWS)}
-    result |= {name: summary(runs) for name, runs in found.items()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result: dict[str, Any] = {"command": COMMAND, "draws": len(DRAWS)}
+    for variant in VARIANTS:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            result[variant.__name__] = summary(list(pool.map(partial(run, variant), DRAWS)))
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

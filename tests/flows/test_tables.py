@@ -77,3 +77,14 @@ def test_a_control_without_errors_is_no_division_by_zero(evaluation):
     stream = io.StringIO()
     show(Console(file=stream), Outcome(None, {}, perfect, decision, ""))
     assert "0% of the control's errors" in stream.getvalue()
+
+
+def test_a_chain_that_does_not_help_is_said_not_to(evaluation):
+    ref = ModelRef(stage="", role="", key="", run_id="", model_id=None, record="", content="")
+    version = VersionRef(name="digits.edge", version=3, model=ref)
+    decision = Decision(outcome="unchanged", challenger=version, champion=version, verdicts=())
+    for gain, said in ((0.05, False), (-0.05, True)):
+        stream = io.StringIO()
+        found = evaluation.model_copy(update={"gain_over_control": gain})
+        show(Console(file=stream, width=200), Outcome(None, {}, found, decision, ""))
+        assert ("does not help here" in stream.getvalue()) is said
