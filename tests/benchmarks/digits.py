@@ -2,8 +2,7 @@
 
     python -m tests.benchmarks.digits --out tests/benchmarks/results/digits.json
 
-Each run is a project folder of its own with another `prepare.draw` and `compute.seed`. Nothing was
-chosen by looking at these test rows. Variants:
+Each run is a project folder of its own with another `prepare.draw` and `compute.seed`. Variants:
 
 - chain: params.yaml as it is committed.
 - no_pretraining: the teacher starts from fresh weights.
