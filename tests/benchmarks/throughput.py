@@ -46,7 +46,7 @@ from tasks.rows import Part
 from tasks.views import Views
 
 SHAPE, CLASSES = (32, 32, 3), 10
-ROWS, BATCH, ROUNDS, THREADS = 1024, 128, 9, 2
+ROWS, BATCH, ROUNDS, THREADS = 2048, 128, 9, 2
 WARMUP_EPOCHS = 2
 RATE, DECAY = 1e-3, 1e-4
 ROTATION, SHIFT = 15.0, 0.1
