@@ -61,6 +61,26 @@ def retrain(*, as_json: Json = False) -> None:
         show(Console(), outcome)
 
 
+@app.command("compare")
+def compare_arms(*, as_json: Json = False) -> None:
+    """Say whether the chain helps on this data, and which part of it.
+
+    Trains every arm of section `compare` over several label draws and seeds.
+    """
+    from rich.console import Console
+
+    from flows.compare import advice, compare_once, rows_of
+    from flows.tables import show_comparison
+
+    compared = compare_once()
+    found = compared.comparison
+    if as_json:
+        rows = rows_of(found)
+        _print_json({"arms": rows, "advice": advice(found), "plot": str(compared.plot)})
+    else:
+        show_comparison(Console(), compared)
+
+
 @app.command()
 def check(*, as_json: Json = False) -> None:
     """Validate everything and print what a run would do.
@@ -68,7 +88,7 @@ def check(*, as_json: Json = False) -> None:
     Looks at params.yaml, data and environment; trains nothing.
     """
     from flows.chain import plan
-    from flows.retrain import preflight
+    from flows.once import preflight
     from tasks.settings import Settings
     from tasks.stage import Run
     from tasks.tracking import Tracking
@@ -93,11 +113,40 @@ def check(*, as_json: Json = False) -> None:
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, to read all about it.")] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """List every method that params.yaml can name.
+
+    For example: stillmark methods, stillmark methods losses.dist
+    """
+    from flows.methods import described, listed
+
+    if name:
+        typer.echo(described(name))
+    elif as_json:
+        _print_json(listed())
+    else:
+        for drawer, found in listed().items():
+            typer.echo(f"{drawer}:")
+            for method, line in found.items():
+                typer.echo(f"  {method:<20} {line}")
+
+
+@app.command()
 def predict(
     model: Annotated[
         str, typer.Argument(help="MODEL, MODEL@ALIAS or MODEL:VERSION; champion by default.")
     ],
-    inputs: Annotated[list[Path], typer.Argument(help="Image files.", metavar="INPUT...")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files. Texts or JSON rows, or files of one that end in .txt or .json.",
+            metavar="INPUT...",
+        ),
+    ],
     *,
     as_json: Json = False,
 ) -> None:
@@ -105,19 +154,20 @@ def predict(
 
     For example: stillmark predict digits.edge seven.png
     """
-    contents = [_read(path) for path in inputs]
     tracking = _tracking()
+    classifier = tracking.load_pyfunc(_model_uri(tracking, model))
+    contents = [_content(text, str(classifier.loader_module)) for text in inputs]
     try:
-        found = tracking.load_pyfunc(_model_uri(tracking, model)).predict(contents)
+        found = classifier.predict(contents)
     except ValueError as error:
         at = int(str(error).removeprefix("input ").partition(":")[0])
         raise StillmarkError(f"{inputs[at]}: {str(error).partition(': ')[2]}") from None
     rows = found.to_dict(orient="records")
     if as_json:
-        _print_json([{"input": str(path), **row} for path, row in zip(inputs, rows, strict=True)])
+        _print_json([{"input": text, **row} for text, row in zip(inputs, rows, strict=True)])
         return
-    for path, row in zip(inputs, rows, strict=True):
-        typer.echo(f"{path}\t{row['label']}\t{row['probability']:.3f}")
+    for text, row in zip(inputs, rows, strict=True):
+        typer.echo(f"{text}\t{row['label']}\t{row['probability']:.3f}")
 
 
 @app.command()
@@ -201,6 +251,19 @@ def _model_uri(tracking: "Tracking", model: str) -> str:
     if tracking.holder(name, wanted) is None:
         raise RegistryError(f"'{name}' has no alias '{wanted}'; name a version: {name}:1")
     return f"models:/{name}@{wanted}"
+
+
+def _content(text: str, loader: str) -> bytes | str:
+    """What INPUT means to a model, by the module that loads it: images are always files."""
+    path = Path(text)
+    if loader.endswith("_images"):
+        return _read(path)
+    if path.suffix not in {".txt", ".json"}:
+        return text
+    try:
+        return _read(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise StillmarkError(f"{path} is not text in UTF-8; save it so") from None
 
 
 def _read(path: Path) -> bytes:

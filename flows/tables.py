@@ -8,7 +8,9 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
+from flows.compare import Compared, advice
 from flows.retrain import Outcome
+from tasks.compare import Comparison
 from tasks.evaluate import Evaluation
 
 
@@ -23,12 +25,52 @@ def models_table(evaluation: Evaluation) -> Table:
             found.role,
             f"{found.accuracy:.2%}",
             f"{100 * found.low:.1f}–{found.high:.1%}",
-            f"{found.parameters:,}",
+            "–" if found.parameters is None else f"{found.parameters:,}",
             f"{found.size_bytes / 1024:.1f}",
             f"{found.latency_p50_ms:.3f}",
             f"{found.latency_p95_ms:.3f}",
         )
     return table
+
+
+def arms_table(comparison: Comparison) -> Table:
+    """Every arm of a comparison."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm")
+    for name in ("accuracy", "95% interval", "gain in points", "overfit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm in comparison.arms:
+        gain = arm.gain
+        table.add_row(
+            arm.named.name,
+            f"{arm.accuracy.value:.2%}",
+            f"{100 * arm.accuracy.low:.1f}–{arm.accuracy.high:.1%}",
+            f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+            if gain
+            else "–",
+            f"{100 * arm.gap:+.1f}",
+        )
+    return table
+
+
+def show_comparison(console: Console, compared: Compared) -> None:
+    """The table, the picture and the advice."""
+    found = compared.comparison
+    console.print(
+        Group(
+            arms_table(found),
+            f"accuracy: on the same {found.rows} test rows, {found.repeats} repeats (label draws "
+            "and seeds); gain: over the labels alone, paired by repeat and row.",
+            "overfit: accuracy on the training rows whose labels were shown, minus that on test "
+            "rows, in points.",
+            f"picture: {compared.plot}",
+            "",
+            f"[bold]{advice(found)}[/bold]",
+            "These figures are the test rows': what is chosen by them, judge on rows collected "
+            "later.",
+        ),
+        soft_wrap=False,
+    )
 
 
 def show(console: Console, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import platform
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -80,6 +80,13 @@ class Compute:
         text = "\n".join((str(self.seed), *purpose))
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
         return torch.Generator().manual_seed(seed)
+
+    def member(self, number: int) -> "Compute":
+        """The same for another member of an ensemble: number 0 is this one itself."""
+        if not number:
+            return self
+        seed = int(torch.randint(2**53, (1,), generator=self.generator("member", str(number))))
+        return replace(self, seed=seed)
 
     def place(self, module: Module) -> Module:
         """Moves a module to the device, channels-last (bf16 without it falls below fp32)."""

@@ -1,4 +1,4 @@
-"""Distillation: a small student learns from the teacher on every training row."""
+"""Distillation: a small student learns from one or several teachers on every training row."""
 
 from typing import Annotated
 
@@ -20,10 +20,10 @@ class DistillParams(DistillationParams):
 
 
 @stage("student")
-def distill(work: Work, params: DistillParams, *, teacher: ModelRef) -> dict[str, float]:
-    """Trains a student on the teacher's outputs, cached per view."""
-    _, master = work.network(teacher)
+def distill(work: Work, params: DistillParams, **teachers: ModelRef) -> dict[str, float]:
+    """Trains a student on the teachers' outputs."""
+    answering = [work.answering(ref) for ref in teachers.values()]
     spec, student = work.fresh(params.network)
-    metrics = distill_into(student, master, work.rows, params, work.compute, work.watch)
+    metrics = distill_into(student, answering, work.rows, params, work.compute, work.watch)
     keep_classifier(work.folder, spec, student, work.rows)
     return metrics

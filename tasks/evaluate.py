@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks import networks
+from tasks import estimators, networks
+from tasks.answers import asking
 from tasks.errors import DataError
 from tasks.exporters import MODEL_FILE
 from tasks.keep import example
@@ -40,6 +41,47 @@ class EvaluateParams(Section):
     latency_calls: Annotated[int, Field(ge=10)] = 300
 
 
+class ZeroShot(BaseModel):
+    """Accuracy where some classes were never labelled (Xian et al. 2018, arXiv:1707.00600).
+
+    Attributes:
+        seen: Accuracy on rows of labelled classes, among all classes.
+        unseen: Accuracy on rows of never labelled classes, among all classes.
+        harmonic_mean: Of the two.
+        among_unseen: Accuracy on rows of never labelled classes, among these alone.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    seen: float
+    unseen: float
+    harmonic_mean: float
+    among_unseen: float
+
+    @classmethod
+    def of(
+        cls, probabilities: NDArray[np.float32], labels: NDArray[np.int64], unseen: list[int]
+    ) -> "ZeroShot":
+        """Figures of one model.
+
+        Args:
+            probabilities: (N, classes).
+            labels: (N,).
+            unseen: Numbers of the classes never labelled; at least one row carries one of them.
+        """
+        new = np.isin(labels, unseen)
+        right = probabilities.argmax(1) == labels
+        seen_share, unseen_share = float(right[~new].mean()), float(right[new].mean())
+        among = np.asarray(unseen)[probabilities[new][:, unseen].argmax(1)]
+        total = seen_share + unseen_share
+        return cls(
+            seen=seen_share,
+            unseen=unseen_share,
+            harmonic_mean=2 * seen_share * unseen_share / total if total else 0.0,
+            among_unseen=float((among == labels[new]).mean()),
+        )
+
+
 class Measured(BaseModel):
     """One model of the chain, as measured on this host.
 
@@ -48,9 +90,9 @@ class Measured(BaseModel):
         accuracy: Share of test rows it gets right, with the interval in `low` and `high`.
         low: Lower end of the 95% Wilson interval.
         high: Upper end.
-        parameters: Trainable values.
-        macs: Multiply-accumulates per row.
-        size_bytes: Size of its ONNX file.
+        parameters: Trainable values; None of an estimator.
+        macs: Multiply-accumulates per row; None of an estimator.
+        size_bytes: Size of its ONNX file, or of the estimator's.
         latency_p50_ms: Median time of a call at batch 1 on one thread of this host.
         latency_p95_ms: 95th percentile of the same.
     """
@@ -61,11 +103,12 @@ class Measured(BaseModel):
     accuracy: float
     low: float
     high: float
-    parameters: int
-    macs: int
+    parameters: int | None
+    macs: int | None
     size_bytes: int
     latency_p50_ms: float
     latency_p95_ms: float
+    zero_shot: ZeroShot | None = None
 
 
 class Evaluation(BaseModel):
@@ -108,17 +151,26 @@ def evaluate(work: Work, params: EvaluateParams, **models: ModelRef) -> dict[str
             "there is no labelled test row; label more rows, or raise prepare.test_share"
         )
     folders = {role: work.files(ref) for role, ref in models.items()}
-    classifiers = {role: work.rows.modality.classifier(at) for role, at in folders.items()}
-    probabilities = {role: found.probabilities(test.inputs) for role, found in classifiers.items()}
+    classifiers = {role: asking(work.rows.modality, folder) for role, folder in folders.items()}
+    probabilities = {role: ask(test) for role, ask in classifiers.items()}
     right = {role: found.argmax(1) == test.labels for role, found in probabilities.items()}
-    one = np.asarray(test.inputs[:1])
-    calls = {
-        role: (lambda found=found: found.probabilities(one)) for role, found in classifiers.items()
-    }
+    one = test.first()
+    calls = {role: (lambda ask=ask: ask(one)) for role, ask in classifiers.items()}
     times = interleaved(calls, params.latency_calls)
     measured = [
         _measured(work, role, folders[role], share(right[role]), times[role]) for role in models
     ]
+    if work.rows.unseen:
+        measured = [
+            found.model_copy(
+                update={
+                    "zero_shot": ZeroShot.of(
+                        probabilities[found.role], test.labels, work.rows.unseen
+                    )
+                }
+            )
+            for found in measured
+        ]
     against = paired(right["edge"], right["control"])
     evaluation = Evaluation(
         rows=len(test),
@@ -136,19 +188,29 @@ def evaluate(work: Work, params: EvaluateParams, **models: ModelRef) -> dict[str
 def _measured(
     work: Work, role: str, folder: Path, right: Share, seconds: NDArray[np.float64]
 ) -> Measured:
-    spec = parse(Spec, json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")), SPEC_FILE)
-    network = spec.build().eval()
+    places = (folder / MODEL_FILE, folder / estimators.ESTIMATOR_FILE)
+    stored = next(path for path in places if path.is_file())
+    parameters, macs = _effort(work, folder)
     return Measured(
         role=role,
         accuracy=right.value,
         low=right.low,
         high=right.high,
-        parameters=networks.count_parameters(network),
-        macs=networks.count_macs(network, example(work.rows)),
-        size_bytes=(folder / MODEL_FILE).stat().st_size,
+        parameters=parameters,
+        macs=macs,
+        size_bytes=stored.stat().st_size,
         latency_p50_ms=float(np.percentile(seconds, 50) * 1000),
         latency_p95_ms=float(np.percentile(seconds, 95) * 1000),
     )
+
+
+def _effort(work: Work, folder: Path) -> tuple[int | None, int | None]:
+    """Parameters and multiply-accumulates of a stored network; an estimator has neither."""
+    if not (folder / SPEC_FILE).is_file():
+        return None, None
+    spec = parse(Spec, json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")), SPEC_FILE)
+    network = spec.build().eval()
+    return networks.count_parameters(network), networks.count_macs(network, example(work.rows))
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, NDArray[np.float64]]:

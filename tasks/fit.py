@@ -51,19 +51,27 @@ def silent(_at: int, _steps: int, _metrics: dict[str, float]) -> None:
     """A progress callback that shows nothing."""
 
 
+def never(_at: int, _metrics: dict[str, float]) -> bool:
+    """Lets a loop take all its steps."""
+    return False
+
+
 @dataclass(frozen=True)
 class Watch:
-    """What a loop reports to and where it resumes from.
+    """What a loop reports to, where it resumes from and what may end it early.
 
     Attributes:
         progress: Called with (steps done, steps in all, metrics).
         checkpoint: File of the last complete state, or None to keep none.
         every_seconds: Time between two checkpoints.
+        stop: Called after each report with (steps done, metrics); true ends the loop there. It must
+            follow from these alone, so that a loop that is resumed ends where it would have.
     """
 
     progress: Callable[[int, int, dict[str, float]], None] = silent
     checkpoint: Path | None = None
     every_seconds: float = 20.0
+    stop: Callable[[int, dict[str, float]], bool] = never
 
     def named(self, name: str) -> "Watch":
         """The same, with a checkpoint of its own: for stages that run several loops."""
@@ -80,20 +88,38 @@ def rate_at(at: int, params: FitParams) -> float:
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def averaged(network: nn.Module, params: FitParams) -> AveragedModel | None:
+    """An exponential average of a network's weights and buffers, where `ema_decay` asks for it."""
+    if params.ema_decay is None:
+        return None
+    average = get_ema_multi_avg_fn(params.ema_decay)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+
 class _Loop:
     """The whole state of a training run."""
 
-    def __init__(self, network: nn.Module, params: FitParams, compute: Compute) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        params: FitParams,
+        compute: Compute,
+        beside: nn.Module,
+        average: AveragedModel | None,
+    ) -> None:
         self.network, self.params, self.compute = network, params, compute
+        self.beside, self.average = beside, average
+        learning = [
+            parameter
+            for parameter in (*network.parameters(), *beside.parameters())
+            if parameter.requires_grad
+        ]
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), params.learning_rate, weight_decay=params.weight_decay, fused=True
+            learning, params.learning_rate, weight_decay=params.weight_decay, fused=True
         )
-        self.average: AveragedModel | None = None
-        if params.ema_decay is not None:
-            average = get_ema_multi_avg_fn(params.ema_decay)
-            self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         self.generator = compute.generator("fit")
         self.at = 0
+        self.stopped = False
 
     def advance(self, step: Step) -> Tensor:
         """One optimizer step; returns its loss."""
@@ -114,7 +140,9 @@ class _Loop:
         cuda = self.compute.device.type == "cuda"
         return {
             "at": self.at,
+            "stopped": self.stopped,
             "network": self.network.state_dict(),
+            "beside": self.beside.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "generator": self.generator.get_state(),
@@ -124,8 +152,9 @@ class _Loop:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from a state."""
-        self.at = state["at"]
+        self.at, self.stopped = state["at"], state["stopped"]
         self.network.load_state_dict(state["network"])
+        self.beside.load_state_dict(state["beside"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -147,7 +176,10 @@ def fit(
     compute: Compute,
     watch: Watch | None = None,
     score: Callable[[], dict[str, float]] | None = None,
-) -> None:
+    *,
+    beside: nn.Module | None = None,
+    average: AveragedModel | None = None,
+) -> int:
     """Trains a network in place.
 
     Args:
@@ -158,30 +190,41 @@ def fit(
         watch: Reports and checkpoints; none by default.
         score: Metrics to report beside the loss, for example on validation rows; called in
             evaluation mode about 40 times in all.
+        beside: Modules that learn with the network (heads, running means) and are thrown away.
+        average: What `averaged` made, where a step reads it; made here otherwise.
+
+    Returns:
+        Steps done, fewer than `params.steps` where `watch.stop` ended the loop.
 
     Raises:
         TrainingError: The loss is not finite; names the step.
     """
     watch = watch or Watch()
-    loop = _Loop(network, params, compute)
+    average = averaged(network, params) if average is None else average
+    loop = _Loop(network, params, compute, beside or nn.Identity(), average)
     if watch.checkpoint and watch.checkpoint.exists():
-        loop.restore(torch.load(watch.checkpoint, weights_only=True, map_location=compute.device))
+        # States of random generators must stay on the CPU; the others find their own way back.
+        loop.restore(torch.load(watch.checkpoint, weights_only=True, map_location="cpu"))
     network.train()
+    loop.beside.train()
     saved = time.monotonic()
     report_every = max(1, params.steps // REPORTS)
-    while loop.at < params.steps:
+    while loop.at < params.steps and not loop.stopped:
         loss = loop.advance(step)
         reports = loop.at % report_every == 0 or loop.at == params.steps
         saves = watch.checkpoint and time.monotonic() - saved >= watch.every_seconds
         if reports or saves or compute.device.type == "cpu":  # elsewhere a look costs a wait
             _refuse_infinite(float(loss), loop.at)
         if reports:
-            watch.progress(loop.at, params.steps, _metrics(float(loss), network, score))
+            metrics = _metrics(float(loss), network, score)
+            watch.progress(loop.at, params.steps, metrics)
+            loop.stopped = watch.stop(loop.at, metrics)
         if watch.checkpoint and saves:
             save_atomically(loop.state(), watch.checkpoint)
             saved = time.monotonic()
     loop.finish()
     network.eval()
+    return loop.at
 
 
 def _refuse_infinite(loss: float, at: int) -> None:

@@ -8,9 +8,9 @@ import json
 import os
 import shutil
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,55 +19,34 @@ import pyarrow
 import pyarrow.parquet
 from pydantic import Field
 
+from tasks.budget import LabelBudget, Row, fraction, show_labels
 from tasks.errors import DataError, ParamsError, StillmarkError
-from tasks.modalities import MODALITIES, Modality, RawRow
-from tasks.sections import Section, parse, read_tree
+from tasks.modalities import CONTENTS_FILE, MODALITIES, Modality, RawRow
+from tasks.sections import parse, read_tree
 
 RAW = Path("data")
 PREPARED = Path("prepared")
 NAMED_AT_MOST = 5
-FEWEST_CLASSES = 2
 
 
-class PrepareParams(Section):
-    """Section `prepare` of params.yaml.
+class PrepareParams(LabelBudget):
+    """Section `prepare` of params.yaml, with the label budget.
 
     Attributes:
         modality: What the raw files hold.
         test_share: Share of rows that the digest puts into the test split, for ever.
         validation_share: Share of rows that the digest puts into the validation split.
-        labels_per_class: Label budget: how many labelled rows of each class are shown, validation
-            included; null shows all.
-        validation_labels_per_class: How many of that budget come from the validation split, where
-            it has that many; null takes all it has.
-        draw: Which labels are shown; another number is another draw from the same rows.
         unreadable: `refuse` stops at rows that cannot be decoded, `skip` leaves them out; both name
             them.
+        contradictory: `refuse` stops at one content that carries two labels, `skip` leaves such
+            rows out (tables have some by nature); both name them.
     """
 
     modality: Annotated[Modality, MODALITIES]
     test_share: Annotated[float, Field(gt=0, lt=1)]
     validation_share: Annotated[float, Field(ge=0, lt=1)]
-    labels_per_class: Annotated[int, Field(ge=1)] | None
-    validation_labels_per_class: Annotated[int, Field(ge=0)] | None
-    draw: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
     unreadable: Literal["refuse", "skip"] = "refuse"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One distinct row: its name (sha256 of its content), label, split and where it was found."""
-
-    digest: str
-    label: str | None
-    split: str
-    source: str
-    shown: bool = False
-
-
-def fraction(*parts: str) -> float:
-    """A number in [0, 1) that follows from texts alone: the first 64 bits of their sha256."""
-    return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:8]) / 2**64
+    contradictory: Literal["refuse", "skip"] = "refuse"
 
 
 def split_of(digest: str, params: PrepareParams) -> str:
@@ -81,14 +60,16 @@ def split_of(digest: str, params: PrepareParams) -> str:
 def prepare(root: Path, params: PrepareParams) -> dict[str, Any]:
     """Reads `root/data`, writes `root/prepared` and returns the report that is written with it.
 
-    Files: `manifest.parquet` (row, label, split, shown, source), `rows.npy` (uint8, one entry per
-    manifest row), `schema.json` (shape, classes, modality), `report.json`.
+    Files: `manifest.parquet` (row, label, split, shown, source), `rows.npy` (one entry per manifest
+    row), `schema.json` (shape, classes, modality, budget), `report.json`; where the modality keeps
+    them, `contents.parquet` (the rows' own bytes).
 
     Raises:
         DataError: The data is missing, empty, unreadable, contradicts itself or lacks labels.
     """
     rows, report = distinct_rows(params.modality.read(existing(root / RAW)), params)
-    schema = params.modality.survey(_contents(root, params, {row.source for row in rows}))
+    training = {row.source for row in rows if row.split == "train"}
+    schema = params.modality.survey(content for _, content in _contents(root, params, training))
     folder = root / f"{PREPARED}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -97,8 +78,11 @@ def prepare(root: Path, params: PrepareParams) -> dict[str, Any]:
     rows = show_labels([row for row in rows if row.source not in unreadable], params)
     schema["classes"] = sorted({row.label for row in rows if row.label is not None})
     schema["modality"] = params.modality.plain()
+    schema["budget"] = budget_of(params).plain()
     report |= {"unreadable": sorted(unreadable), "rows": _counts(rows)}
     _write_manifest(rows, folder / "manifest.parquet")
+    if params.modality.keeps_contents:
+        _write_contents(root, params, rows, folder / CONTENTS_FILE)
     for name, value in (("schema.json", schema), ("report.json", report)):
         (folder / name).write_text(
             json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8"
@@ -119,7 +103,7 @@ def existing(folder: Path) -> Path:
             f"{folder.name}/ is missing; run `dvc pull`, or put your data there and `dvc add data`"
         )
     if not any(path.is_file() for path in folder.rglob("*")):
-        raise DataError(f"{folder.name}/ is empty; put images by class there, or run `dvc pull`")
+        raise DataError(f"{folder.name}/ is empty; put your data there, or run `dvc pull`")
     return folder
 
 
@@ -135,7 +119,7 @@ def distinct_rows(
     """
     rows: dict[str, Row] = {}
     duplicates: list[str] = []
-    conflicts: list[str] = []
+    conflicts: dict[str, str] = {}
     for raw in found:
         digest = hashlib.sha256(raw.content).hexdigest()
         row = Row(digest, raw.label, raw.split or split_of(digest, params), raw.source)
@@ -146,76 +130,38 @@ def distinct_rows(
             continue
         duplicates.append(f"{raw.source} = {first.source}")
         if None not in {first.label, row.label} and first.label != row.label:
-            conflicts.append(f"{first.source} ('{first.label}') and {row.source} ('{row.label}')")
+            conflicts[digest] = f"{first.source} ('{first.label}') and {row.source} ('{row.label}')"
         split = "test" if "test" in {first.split, row.split} else first.split
         rows[digest] = replace(first, label=first.label or row.label, split=split)
-    if conflicts:
+    if conflicts and params.contradictory == "refuse":
         raise DataError(
-            f"the same content carries two labels: {_some(conflicts)}; remove one of each"
+            f"the same content carries two labels: {_some(list(conflicts.values()))}; remove one "
+            "of each, or set prepare.contradictory: skip"
         )
+    for digest in conflicts:
+        del rows[digest]
     if not rows:
         raise DataError(
             "data/ holds no rows that this modality reads; see 'Your own data' in README.md"
         )
     ordered = sorted(rows.values(), key=lambda row: row.digest)
-    return ordered, {"duplicates": duplicates}
+    return ordered, {"duplicates": duplicates, "contradictory": sorted(conflicts.values())}
 
 
 def _within_train(digest: str, params: PrepareParams) -> str:
     return "validation" if fraction("split", digest) < params.validation_share else "train"
 
 
-def show_labels(rows: list[Row], params: PrepareParams) -> list[Row]:
-    """Chooses the labels that training and validation may see, within the budget.
-
-    Raises:
-        DataError: One class only, no test rows, or a class with fewer labels than asked for.
-    """
-    by_class: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row.label is not None:
-            by_class[row.label][row.split].append(row)
-    if len(by_class) < FEWEST_CLASSES:
-        names = ", ".join(f"'{name}'" for name in by_class) or "none"
-        raise DataError(
-            f"the labelled rows hold {len(by_class)} class ({names}), expected 2 or more"
-        )
-    if not any(splits["test"] for splits in by_class.values()):
-        raise DataError(
-            "no labelled row fell into the test split; label more rows, or raise prepare.test_share"
-        )
-    shown = {
-        row.digest for name in sorted(by_class) for row in _shown(name, by_class[name], params)
-    }
-    return [replace(row, shown=row.digest in shown) for row in rows]
+def budget_of(params: PrepareParams) -> LabelBudget:
+    """The label budget alone, without what else the section says."""
+    return LabelBudget(**{name: getattr(params, name) for name in LabelBudget.model_fields})
 
 
-def _shown(name: str, splits: dict[str, list[Row]], params: PrepareParams) -> list[Row]:
-    def drawn(split: str) -> list[Row]:
-        return sorted(splits[split], key=lambda row: fraction("draw", str(params.draw), row.digest))
-
-    train, budget = drawn("train"), params.labels_per_class
-    validation = drawn("validation")[: params.validation_labels_per_class]
-    if budget is None:
-        chosen = train
-    else:
-        validation = validation[: budget - 1]
-        chosen = train[: budget - len(validation)]
-        if len(chosen) + len(validation) < budget:
-            usable = len(train) + len(validation)
-            raise DataError(
-                f"class '{name}' has {usable} labels to show outside the test split, prepare."
-                f"labels_per_class asks for {budget}; label more, or lower it (null takes all)"
-            )
-    if not chosen:
-        raise DataError(
-            f"class '{name}' has no labelled training row; label some, or remove the class"
-        )
-    return chosen + validation
-
-
-def _contents(root: Path, params: PrepareParams, wanted: set[str]) -> Iterator[bytes]:
-    return (raw.content for raw in params.modality.read(root / RAW) if raw.source in wanted)
+def _contents(
+    root: Path, params: PrepareParams, wanted: Container[str]
+) -> Iterator[tuple[str, bytes]]:
+    found = params.modality.read(root / RAW)
+    return ((raw.source, raw.content) for raw in found if raw.source in wanted)
 
 
 def _encode(
@@ -224,7 +170,8 @@ def _encode(
     """Writes rows.npy in manifest order; returns the unreadable sources and why."""
     places = {row.source: at for at, row in enumerate(rows)}
     shape = (len(rows), *schema["shape"])
-    encoded = np.lib.format.open_memmap(folder / "rows.npy", mode="w+", dtype=np.uint8, shape=shape)
+    dtype = np.dtype(schema.get("dtype", "uint8"))
+    encoded = np.lib.format.open_memmap(folder / "rows.npy", mode="w+", dtype=dtype, shape=shape)
     unreadable: dict[str, str] = {}
     for raw in params.modality.read(root / RAW):
         if raw.source in places:
@@ -274,6 +221,12 @@ def _write_manifest(rows: list[Row], path: Path) -> None:
         "source": [row.source for row in rows],
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+
+
+def _write_contents(root: Path, params: PrepareParams, rows: list[Row], path: Path) -> None:
+    by_source = dict(_contents(root, params, {row.source for row in rows}))
+    contents = pyarrow.array([by_source[row.source] for row in rows], pyarrow.binary())
+    pyarrow.parquet.write_table(pyarrow.table({"content": contents}), path, compression="zstd")
 
 
 def main() -> int:

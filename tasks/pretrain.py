@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from torch import nn
-
 from tasks import networks
 from tasks.augmentations import AUGMENTATIONS, Augmentation
 from tasks.fit import FitParams, fit
@@ -35,14 +33,15 @@ class PretrainParams(Section):
 def pretrain(work: Work, params: PretrainParams) -> dict[str, float]:
     """Trains an encoder on all training rows; no label is used."""
     spec, encoder = work.fresh(params.network, outputs=0)
-    heads = work.compute.place(params.objective.heads(spec.width))
-    pool = Views(work.rows.train, work.rows.modality, params.augmentation, work.compute)
+    heads = work.compute.place(params.objective.heads(spec.width, work.rows.encoding))
+    pool = Views(work.rows.train, params.augmentation, work.compute)
     fit(
-        nn.ModuleList([encoder, heads]),
+        encoder,
         lambda _at, generator: params.objective.loss(encoder, heads, pool, generator),
         params.fit,
         work.compute,
         work.watch,
+        beside=heads,
     )
     networks.save(work.folder, spec, encoder)
     return linear_probe(encoder, work.rows, work.compute)

@@ -16,6 +16,6 @@ def linear_probe(encoder: nn.Module, rows: Rows, compute: Compute) -> dict[str, 
         return {}
     shown = rows.train.labelled
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(outputs(encoder, shown, rows.modality, compute).numpy(), shown.labels)
-    features = outputs(encoder, rows.validation, rows.modality, compute).numpy()
+    probe.fit(outputs(encoder, shown, compute).numpy(), shown.labels)
+    features = outputs(encoder, rows.validation, compute).numpy()
     return {"validation_probe_accuracy": float(probe.score(features, rows.validation.labels))}

@@ -97,10 +97,10 @@ def promote(run: Run, params: PromoteParams, challenger: VersionRef) -> Decision
 def _labels(tracking: Tracking, version: VersionRef, rows: Rows, test: Part) -> NDArray[np.str_]:
     """Predicted class names (N,) of a stored version, its files hashed again first.
 
-    The rows are fitted to the shape that the version was made for, where that has changed since.
+    Raw rows are asked about, as the version may have been made for another encoding of them.
     """
     classifier = rows.modality.classifier(payload_of(tracking.fetch(version.model).folder))
-    return np.asarray(classifier.predict(test.inputs)["label"].tolist())
+    return np.asarray(classifier.predict(test.raw)["label"].tolist())
 
 
 def _keep(tracking: Tracking, run: Run, decision: Decision, evidence: Evidence, test: Part) -> None:

@@ -28,9 +28,9 @@ class PruneParams(Section):
 
 @stage("pruned")
 def prune(
-    work: Work, params: PruneParams, *, student: ModelRef, teacher: ModelRef
+    work: Work, params: PruneParams, *, student: ModelRef, **teachers: ModelRef
 ) -> dict[str, float]:
-    """Removes channels of the student and lets it learn from the teacher again.
+    """Removes channels of the student and lets it learn from the teachers again.
 
     Raises:
         CompressionError: Nothing would be removed, or a layer emptied; names it.
@@ -41,7 +41,7 @@ def prune(
     params.method.prune(network, example(work.rows)[:2])
     spec = spec.resized_as(network)
     network = work.compute.place(network)
-    _, master = work.network(teacher)
-    metrics = distill_into(network, master, work.rows, params.recovery, work.compute, work.watch)
+    answering = [work.answering(ref) for ref in teachers.values()]
+    metrics = distill_into(network, answering, work.rows, params.recovery, work.compute, work.watch)
     keep_classifier(work.folder, spec, network, work.rows)
     return {**metrics, "kept_parameters": count_parameters(network) / before}

@@ -1,4 +1,4 @@
-"""Quantization: the pruned student as an int8 file for the edge."""
+"""Quantization: the student, pruned or not, as an int8 file for the edge."""
 
 import shutil
 from typing import Annotated
@@ -29,9 +29,9 @@ class QuantizeParams(Section):
 
 
 @stage("edge")
-def quantize(work: Work, params: QuantizeParams, *, pruned: ModelRef) -> dict[str, float]:
-    """Quantizes the pruned student's ONNX file, calibrated on training rows."""
-    source, target = work.files(pruned) / MODEL_FILE, work.folder / MODEL_FILE
+def quantize(work: Work, params: QuantizeParams, *, dense: ModelRef) -> dict[str, float]:
+    """Quantizes the last float model's ONNX file, calibrated on training rows."""
+    source, target = work.files(dense) / MODEL_FILE, work.folder / MODEL_FILE
     rows = work.rows.train
     order = work.compute.generator("calibration")
     chosen = np.sort(torch.randperm(len(rows), generator=order)[:COMPARED_ROWS].numpy())
@@ -40,7 +40,7 @@ def quantize(work: Work, params: QuantizeParams, *, pruned: ModelRef) -> dict[st
     )
     params.method.quantize(source, target, inputs)
     keep_schema(work.folder, work.rows)
-    shutil.copy(work.files(pruned) / SPEC_FILE, work.folder)
+    shutil.copy(work.files(dense) / SPEC_FILE, work.folder)
     same = run(source, inputs).argmax(1) == run(target, inputs).argmax(1)
     return {
         "agreement_with_float": float(same.mean()),

@@ -101,8 +101,14 @@ def _siblings(section: type[Section], where: list[str]) -> list[str]:
             current = _section_of(current.model_fields[part])
         elif not part.isdigit():
             # A tagged union puts the method's name into the path.
-            current = next((m for m in current.__subclasses__() if tag_of(m) == part), current)
+            current = next((m for m in _kinds(current) if tag_of(m) == part), current)
     return list(current.model_fields) if current is not None else []
+
+
+def _kinds(section: type[Section]) -> list[type[Section]]:
+    """Every class that extends a section, at any depth."""
+    direct = section.__subclasses__()
+    return direct + [deeper for found in direct for deeper in _kinds(found)]
 
 
 def _section_of(field: Any) -> type[Section] | None:  # noqa: ANN401 - pydantic's FieldInfo or a type

@@ -12,11 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import networks
+from tasks import estimators, networks
+from tasks.budget import Redraw
 from tasks.compute import Compute, ComputeParams
+from tasks.distillation import Answering, NetworkAnswers, StoredAnswers
 from tasks.errors import ArtifactError
 from tasks.exporters import MODEL_FILE
 from tasks.fit import Watch
@@ -44,11 +47,13 @@ class Run:
         project: Name under which models are registered.
         compute: Section `compute` of params.yaml.
         data: The version of the data.
+        redraw: Shows other labels than the data version does; None takes those.
     """
 
     project: str
     compute: ComputeParams
     data: DataRef
+    redraw: Redraw | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,20 @@ class Work:
         spec, network = networks.load(self.files(ref))
         return spec, self.compute.place(network)
 
+    def answering(self, ref: ModelRef) -> Answering:
+        """A teacher, ready to be asked about training rows: a network, or an estimator."""
+        folder = self.files(ref)
+        if estimators.is_stored(folder):
+            said = torch.from_numpy(estimators.answers(folder))
+            return StoredAnswers(said.to(self.compute.device))
+        return NetworkAnswers(self.network(ref)[1])
+
     def fresh(
         self, network: networks.Network, outputs: int | None = None
     ) -> tuple[Spec, Classifier]:
         """A new network for these rows; `outputs` 0 makes a body alone, None a classifier."""
         count = len(self.rows.classes) if outputs is None else outputs
-        spec = Spec(network=network, shape=self.rows.shape, outputs=count)
+        spec = Spec(network=network, shape=self.rows.encoding.input_shape, outputs=count)
         return spec, self.compute.place(spec.build())
 
 
@@ -115,6 +128,7 @@ class Stage(Generic[P]):
                 "code": origin.code().digest,
                 "parameters": section.plain(),
                 "data": run.data.content,
+                **({} if run.redraw is None else {"redraw": run.redraw.plain()}),
                 "inputs": {name: ref.content for name, ref in inputs.items()},
                 "environment": _environment(Compute.resolve(run.compute)),
             }
@@ -186,7 +200,7 @@ class _Execution(Generic[P]):
                 self.tracking.log_metrics(run_id, metrics, step=at)
 
         folder.mkdir()
-        rows = _rows(self.settings, self.run.data)
+        rows = _rows(self.settings, self.run)
         return Work(rows, self.compute, folder, Watch(report, self.checkpoint), self.tracking)
 
     def _store(self, work: Work, metrics: dict[str, float], run_id: str) -> ModelRef:
@@ -194,7 +208,8 @@ class _Execution(Generic[P]):
         folder, stored = work.folder, work.folder.with_name("stored")
         content = digest_of_files(digests_of_folder(folder))
         if (folder / MODEL_FILE).is_file():
-            wrap(folder, work.rows.modality.runtime, stored, content)
+            requirements = work.rows.modality.requirements
+            wrap(folder, work.rows.modality.runtime, stored, content, requirements)
         else:
             shutil.copytree(folder, stored / PAYLOAD)
         record = self._record(content, stored, metrics)
@@ -256,11 +271,12 @@ def _environment(compute: Compute) -> dict[str, Any]:
     return {**compute.describe(), "packages": origin.packages()}
 
 
-def _rows(settings: Settings, data: DataRef) -> Rows:
+def _rows(settings: Settings, run: Run) -> Rows:
     folder = settings.root / PREPARED
     found = digest_of_files(digests_of_folder(folder))
-    if found != data.content:
+    if found != run.data.content:
         raise ArtifactError(
-            f"{folder} has changed under the run ({found}, expected {data.content}); start it again"
+            f"{folder} has changed under the run ({found}, expected {run.data.content}); "
+            "start it again"
         )
-    return Rows(folder)
+    return Rows(folder, run.redraw)

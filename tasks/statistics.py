@@ -1,4 +1,4 @@
-"""Intervals and tests for shares of rows, by scipy."""
+"""Intervals and tests for shares of rows."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,37 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     p_value = binomtest(only_first, apart, alternative="greater").pvalue if apart else 1.0
     gain = (only_first - only_second) / max(1, len(first))
     return Paired(gain, only_first, only_second, float(p_value))
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A difference of accuracies with its interval.
+
+    Attributes:
+        value: The difference.
+        low: Lower end of the 95% interval.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(values: NDArray[np.float64], seed: int = 0) -> Gain:
+    """Mean of a table with its percentile interval (Efron 1979), both axes drawn again.
+
+    Args:
+        values: (repeats, rows): for example which test rows were right in each repeat, or the
+            difference of that between two methods, which makes the interval a paired one.
+        seed: Of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    repeats, rows = values.shape
+    means = np.empty(RESAMPLES)
+    for at in range(RESAMPLES):
+        weights = random.multinomial(rows, np.full(rows, 1 / rows))
+        means[at] = (values @ weights)[random.integers(0, repeats, repeats)].mean() / rows
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Gain(float(values.mean()), float(low), float(high))

@@ -36,7 +36,7 @@ def supervise(work: Work, params: SuperviseParams) -> dict[str, float]:
     """Trains on the shown labels alone: no pool, no teacher."""
     rows, compute = work.rows, work.compute
     spec, network = work.fresh(params.network)
-    labelled = Views(rows.train.labelled, rows.modality, params.augmentation, compute)
+    labelled = Views(rows.train.labelled, params.augmentation, compute)
 
     def step(_at: int, generator: Generator) -> Tensor:
         index = labelled.sample(params.batch_size, generator)
@@ -44,7 +44,7 @@ def supervise(work: Work, params: SuperviseParams) -> dict[str, float]:
         return functional.cross_entropy(logits, labelled.labels[index.to(logits.device)])
 
     def score() -> dict[str, float]:
-        return accuracy(network, rows.validation, rows.modality, compute)
+        return accuracy(network, rows.validation, compute)
 
     fit(network, step, params.fit, compute, work.watch, score)
     keep_classifier(work.folder, spec, network, rows)

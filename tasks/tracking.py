@@ -329,7 +329,9 @@ class Tracking:
         )
 
 
-def wrap(payload: Path, runtime: Path, target: Path, content: str) -> None:
+def wrap(
+    payload: Path, runtime: Path, target: Path, content: str, requirements: tuple[str, ...]
+) -> None:
     """Makes an MLflow pyfunc of an exported model, with the code that serves it beside it.
 
     Args:
@@ -337,6 +339,7 @@ def wrap(payload: Path, runtime: Path, target: Path, content: str) -> None:
         runtime: The module that serves them; copied, so that the model needs no Stillmark.
         target: Folder to write.
         content: sha256 of the model's files, from which the envelope's id follows.
+        requirements: Packages that the runtime needs beside numpy, pandas and onnxruntime.
     """
     # MLflow would write a random id and the time of day; equal models are to be equal files.
     envelope = Model(signature=SIGNATURE, model_uuid=content[:32], utc_time_created=NO_TIME)
@@ -350,7 +353,7 @@ def wrap(payload: Path, runtime: Path, target: Path, content: str) -> None:
             data_path=str(data),
             code_paths=[str(copy)],
             mlflow_model=envelope,
-            pip_requirements=["mlflow", "numpy", "onnxruntime", "pandas", "pillow"],
+            pip_requirements=["mlflow", "numpy", "onnxruntime", "pandas", *requirements],
         )
 
 

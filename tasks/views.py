@@ -7,35 +7,31 @@ from torch import Tensor
 
 from tasks.augmentations import Augmentation
 from tasks.compute import Compute
-from tasks.modalities import Modality
 from tasks.rows import Part
 
 CLEAN_BATCH = 512
 
 
 class Views:
-    """A part's rows, whole in the device's memory as stored (uint8), and their views.
+    """A part's rows, whole in the device's memory as stored, and their views.
 
     Args:
         part: The rows.
-        modality: Turns stored batches into what a network takes.
         augmentation: Makes views.
         compute: Device.
     """
 
-    def __init__(
-        self, part: Part, modality: Modality, augmentation: Augmentation, compute: Compute
-    ) -> None:
+    def __init__(self, part: Part, augmentation: Augmentation, compute: Compute) -> None:
         self.inputs = torch.from_numpy(np.array(part.inputs)).to(compute.device)
         self.labels = torch.from_numpy(part.labels).to(compute.device)
-        self.modality, self.augmentation, self.compute = modality, augmentation, compute
+        self.part, self.augmentation, self.compute = part, augmentation, compute
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def clean(self, index: Tensor) -> Tensor:
         """Rows as they are; `index` (B,) lies on the CPU."""
-        return self.modality.to_network(self.inputs[index.to(self.inputs.device)])
+        return self.part.encoding.to_network(self.inputs[index.to(self.inputs.device)])
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """A fresh view of each row."""
@@ -51,21 +47,19 @@ class Views:
 
 
 @torch.no_grad()
-def outputs(network: torch.nn.Module, part: Part, modality: Modality, compute: Compute) -> Tensor:
+def outputs(network: torch.nn.Module, part: Part, compute: Compute) -> Tensor:
     """A network's outputs on rows as they are, (N, outputs) float32 on the CPU."""
     found: list[Tensor] = []
     for at in range(0, len(part), CLEAN_BATCH):
         stored = torch.from_numpy(np.array(part.inputs[at : at + CLEAN_BATCH])).to(compute.device)
         with compute.autocast():
-            found.append(network(modality.to_network(stored)).float().cpu())
+            found.append(network(part.encoding.to_network(stored)).float().cpu())
     return torch.cat(found) if found else torch.zeros(0, 0)
 
 
-def accuracy(
-    network: torch.nn.Module, part: Part, modality: Modality, compute: Compute
-) -> dict[str, float]:
+def accuracy(network: torch.nn.Module, part: Part, compute: Compute) -> dict[str, float]:
     """Share of labelled rows that a network gets right; empty where there are none."""
     if not len(part):
         return {}
-    predicted: NDArray[np.int64] = outputs(network, part, modality, compute).argmax(1).numpy()
+    predicted: NDArray[np.int64] = outputs(network, part, compute).argmax(1).numpy()
     return {"validation_accuracy": float((predicted == part.labels).mean())}

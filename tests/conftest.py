@@ -46,7 +46,7 @@ class Project:
         tree = place = self.params
         *parents, last = path.split(".")
         for name in parents:
-            place = place[name]
+            place = place[int(name) if name.isdigit() else name]
         place[last] = value
         (self.root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
@@ -81,9 +81,10 @@ class Project:
 
 def small(tree):
     """The repository's parameters with few steps."""
-    steps = {"pretrain": 10, "teach": 60, "distill": 80, "supervise": 80}
+    steps = {"pretrain": 10, "distill": 80, "supervise": 80}
     for section, count in steps.items():
         tree[section]["fit"]["steps"] = count
+    tree["teach"][0]["fit"]["steps"] = 60
     tree["prune"]["recovery"]["fit"]["steps"] = 40
     tree["evaluate"]["latency_calls"] = 20
     tree["compute"] |= {"seed": 0, "threads": 1, "device": "cpu", "precision": "fp32"}

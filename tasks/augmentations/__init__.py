@@ -5,6 +5,7 @@ can be cached beside it, and the student sees the very same view.
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,15 @@ from tasks.sections import Section
 
 
 class Augmentation(Section):
-    """Contract of an augmentation."""
+    """Contract of an augmentation.
+
+    Attributes:
+        takes: The modality that it is made for, by name; None takes any.
+        draws: Whether two views of a row can differ.
+    """
+
+    takes: ClassVar[str | None] = None
+    draws: ClassVar[bool] = True
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
 """Random affine maps of images, with optional mirroring and contrast."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,6 +25,8 @@ class Affine(Augmentation):
         contrast: Largest relative change of contrast about the image's mean.
         padding: What lies outside the image: black (`zeros`) or its mirror image.
     """
+
+    takes: ClassVar[str | None] = "images"
 
     name: Literal["affine"] = "affine"
     rotation_degrees: Amount = 0.0

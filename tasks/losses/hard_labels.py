@@ -5,17 +5,20 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.losses import Loss
-
-HIDDEN = -1
+from tasks.losses import HIDDEN, Loss, Pair
 
 
 class HardLabels(Loss):
-    """Cross entropy with the shown labels; 0 where a batch holds none."""
+    """Cross entropy with the shown labels; 0 where a batch holds none.
+
+    The teacher plays no part.
+    """
 
     name: Literal["hard_labels"] = "hard_labels"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
-        """See `Loss.__call__`; the teacher plays no part."""
-        total = functional.cross_entropy(student, labels, ignore_index=HIDDEN, reduction="sum")
-        return total / (labels != HIDDEN).sum().clamp_min(1)
+    def __call__(self, pair: Pair) -> Tensor:
+        """See `Loss.__call__`."""
+        total = functional.cross_entropy(
+            pair.student.logits, pair.labels, ignore_index=HIDDEN, reduction="sum"
+        )
+        return total / (pair.labels != HIDDEN).sum().clamp_min(1)

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from tasks.sections import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+CONTENTS_FILE = "contents.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class RowClassifier(Protocol):
 
     classes: list[str]
 
-    def probabilities(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def probabilities(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Class probabilities (N, classes) of encoded rows (N, …)."""
         ...
 
@@ -48,7 +51,19 @@ class RowClassifier(Protocol):
 
 
 class Modality(Section):
-    """Contract of a modality. Imports no torch: the data stage must start in a moment."""
+    """Contract of a modality. Imports no torch: the data stage must start in a moment.
+
+    Attributes:
+        requirements: Packages that the file in `runtimes/` needs, as pip names them.
+        keeps_contents: Whether the prepared folder holds the rows' own bytes beside the encoded
+            rows, for models that read those: scikit-learn's on texts, and older versions, whose
+            encoding was fitted to other rows.
+        texts: Whether a row's own bytes are a text in UTF-8.
+    """
+
+    requirements: ClassVar[tuple[str, ...]] = ()
+    keeps_contents: ClassVar[bool] = False
+    texts: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, folder: Path) -> Iterator[RawRow]:
@@ -60,15 +75,17 @@ class Modality(Section):
 
     @abstractmethod
     def survey(self, contents: Iterator[bytes]) -> dict[str, Any]:
-        """Looks at every readable row once and states the shape that all rows will have.
+        """Looks at the training rows once and states what all rows will look like.
 
         Returns:
-            Plain data, stored as `schema.json` and passed to `encode`; must hold `shape`.
+            Plain data, stored as `schema.json` and passed to `encode`. It must hold `shape`, that
+            of an encoded row, and may hold `dtype` (numpy's name; uint8 by default) and
+            `input_shape`, what networks are built for, where that is not `shape`.
         """
 
     @abstractmethod
-    def encode(self, content: bytes, schema: dict[str, Any]) -> NDArray[np.uint8]:
-        """One row as an array of the schema's shape.
+    def encode(self, content: bytes, schema: dict[str, Any]) -> NDArray[Any]:
+        """One row as an array of the schema's shape and dtype.
 
         Raises:
             ValueError: The content cannot be decoded; the caller names the row.
@@ -89,3 +106,38 @@ class Modality(Section):
 
 
 MODALITIES = Drawer("tasks.modalities", Modality)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A modality fitted to the training rows: all that turns an encoded row into an input.
+
+    Attributes:
+        modality: How.
+        schema: What `survey` found, and the classes.
+    """
+
+    modality: Modality
+    schema: dict[str, Any]
+
+    @classmethod
+    def of_schema(cls, schema: dict[str, Any]) -> "Encoding":
+        """The encoding that a `schema.json` states."""
+        return cls(MODALITIES.parse(schema["modality"]), schema)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; a label is a position in this list."""
+        return self.schema["classes"]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What networks are built for.
+
+        Images (side, side, channels), text (length, vocabulary), tables (features,).
+        """
+        return tuple(self.schema.get("input_shape", self.schema["shape"]))
+
+    def to_network(self, stored: "Tensor") -> "Tensor":
+        """A stored batch as the network takes it."""
+        return self.modality.to_network(stored)

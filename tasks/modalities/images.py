@@ -1,20 +1,21 @@
-"""Images: folders by class, zip archives of such folders, or Parquet with an `image` column."""
+"""Images: folders by class, zip archives of such folders, Parquet or NPZ files."""
 
 import io
+import math
+import struct
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
+from tasks import records
 from tasks.errors import DataError
 from tasks.modalities import Modality, RawRow, RowClassifier
 from tasks.runtimes import images as runtime
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-UNLABELLED = "unlabelled"
-SPLIT_FOLDERS = {"train": "train", "test": "test"}
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+NPZ_ARRAYS = ("images", "labels", "split")
+NO_LABEL = -1
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_COLOURS = {1: 0, 3: 2, 4: 6}  # by channels: grey, RGB, RGBA
+LARGEST_STORED_BLOCK = 65535
 LARGEST_AUTOMATIC_SIDE = 32
 SIDE_MULTIPLE = 4
 
@@ -40,26 +45,27 @@ class Images(Modality):
         channels: 1 (grey), 3 (RGB), or `auto`: grey where every image is grey.
     """
 
+    requirements: ClassVar[tuple[str, ...]] = ("pillow",)
+
     name: Literal["images"] = "images"
     side: Annotated[int, Field(ge=4, le=512)] | Literal["auto"] = "auto"
     channels: Literal[1, 3, "auto"] = "auto"
 
     def read(self, folder: Path) -> Iterator[RawRow]:
         """See `Modality.read`; hidden files and files of other kinds are passed over."""
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = path.relative_to(folder)
-            if any(part.startswith(".") for part in name.parts):
-                continue
+        for name, path in records.files(folder):
             if path.suffix == ".parquet":
-                yield from _parquet_rows(path, name.as_posix())
+                yield from _parquet_rows(path, name)
             elif path.suffix == ".zip":
-                yield from _zip_rows(path, name.as_posix())
+                yield from _zip_rows(path, name)
+            elif path.suffix == ".npz":
+                yield from _npz_rows(path, name)
             elif path.suffix.lower() in SUFFIXES:
-                split, label = _place(PurePosixPath(name.as_posix()))
-                yield RawRow(name.as_posix(), path.read_bytes(), label, split)
+                split, label = records.place(PurePosixPath(name), "image")
+                yield RawRow(name, path.read_bytes(), label, split)
 
     def survey(self, contents: Iterator[bytes]) -> dict[str, Any]:
-        """Reads the headers of all images to settle `side` and `channels`."""
+        """Reads the images' headers to settle `side` and `channels`."""
         sides: Counter[int] = Counter()
         grey = True
         for content in contents:
@@ -97,25 +103,6 @@ def _automatic_side(sides: Counter[int]) -> int:
     return min(max(rounded, 2 * SIDE_MULTIPLE), LARGEST_AUTOMATIC_SIDE)
 
 
-def _place(name: PurePosixPath) -> tuple[str | None, str | None]:
-    """Split and label that a path states: `[train|test/]<class>/…/file`.
-
-    Raises:
-        DataError: The file lies in no class folder.
-    """
-    folders = list(name.parts[:-1])
-    split = SPLIT_FOLDERS.get(folders[0]) if folders else None
-    if split:
-        folders = folders[1:]
-    if not folders:
-        folder = PurePosixPath("data") / name.parent
-        raise DataError(
-            f"image '{name}' lies in no class folder; expected {folder / '<class>' / name.name}, "
-            f"or {folder / UNLABELLED / name.name} for an image without a label"
-        )
-    return split, None if folders[0] == UNLABELLED else folders[0]
-
-
 def _zip_rows(path: Path, name: str) -> Iterator[RawRow]:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -123,42 +110,22 @@ def _zip_rows(path: Path, name: str) -> Iterator[RawRow]:
                 inner = PurePosixPath(member)
                 hidden = any(part.startswith((".", "__MACOSX")) for part in inner.parts)
                 if inner.suffix.lower() in SUFFIXES and not hidden:
-                    split, label = _place(inner)
+                    split, label = records.place(inner, "image")
                     yield RawRow(f"{name}!{member}", archive.read(member), label, split)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise DataError(
             f"data/{name} is not a whole zip archive ({error}); copy it again"
         ) from None
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"data/{name} is not a whole Parquet file ({error}); copy it again"
-        ) from None
-    columns = set(table.schema_arrow.names)
-    if "image" not in columns:
-        raise DataError(
-            f"data/{name} has the columns {sorted(columns)}, expected 'image' (encoded bytes), and "
-            "optionally 'label' and 'split'"
-        )
-    batches = table.iter_batches(columns=sorted(columns & {"image", "label", "split"}))
-    at = 0
-    while (found := _next_batch(batches, name)) is not None:
-        for row in found.to_pylist():
-            yield _parquet_row(row, f"{name}#{at}")
-            at += 1
-
-
-def _next_batch(batches: Iterator[pyarrow.RecordBatch], name: str) -> pyarrow.RecordBatch | None:
-    try:
-        return next(batches, None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"data/{name} is not a whole Parquet file ({error}); copy it again"
-        ) from None
+    for source, row in records.read(path, name):
+        if "image" not in row:
+            raise DataError(
+                f"data/{name} has the columns {sorted(row)}, expected 'image' (encoded bytes), and "
+                "optionally 'label' and 'split'"
+            )
+        yield _parquet_row(row, source)
 
 
 def _parquet_row(row: dict[str, Any], source: str) -> RawRow:
@@ -169,7 +136,121 @@ def _parquet_row(row: dict[str, Any], source: str) -> RawRow:
         raise DataError(
             f"data/{source}: 'image' holds {type(image).__name__}, expected encoded bytes"
         )
-    label, split = row.get("label"), row.get("split") or None
-    if split not in {None, *SPLIT_FOLDERS.values()}:
-        raise DataError(f"data/{source}: 'split' is '{split}', expected 'train', 'test' or empty")
-    return RawRow(source, image, None if label is None else str(label), split)
+    label, split = records.label_and_split(row, source)
+    return RawRow(source, image, label, split)
+
+
+def _npz_rows(path: Path, name: str) -> Iterator[RawRow]:
+    """Rows of `images` (N, H, W) or (N, H, W, C) uint8, with `labels` (N,) and `split` (N,)."""
+    arrays = _npz_arrays(path, name)
+    images = _pictures(arrays["images"], name)
+    labels, splits = (_texts(arrays, array, len(images), name) for array in ("labels", "split"))
+    for at, image in enumerate(images):
+        source = f"{name}#{at}"
+        label, split = records.label_and_split({"label": labels[at], "split": splits[at]}, source)
+        yield RawRow(source, _png(image), label, split)
+
+
+def _npz_arrays(path: Path, name: str) -> dict[str, NDArray[Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = [file for file in archive.namelist() if file.endswith(".npy")]
+            held = sorted(file.removesuffix(".npy") for file in files)
+            if "images" not in held:
+                raise DataError(
+                    f"data/{name} holds the arrays {held}, expected 'images', and "
+                    "optionally 'labels' and 'split'"
+                )
+            # Whole members, so that their checksums are compared before anything is made of them.
+            found = {array: archive.read(f"{array}.npy") for array in NPZ_ARRAYS if array in held}
+    except DAMAGED_ARCHIVE as error:
+        raise DataError(
+            f"data/{name} is not a whole NPZ archive ({error}); copy it again"
+        ) from None
+    return {array: _npy(content, array, name) for array, content in found.items()}
+
+
+def _npy(content: bytes, array: str, name: str) -> NDArray[Any]:
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except ValueError as error:
+        raise DataError(
+            f"data/{name}: '{array}' is no plain array ({error}); store numbers or texts, never "
+            "Python objects"
+        ) from None
+
+
+def _pictures(images: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """(N, H, W, C)."""
+    pictures = images[..., None] if images.ndim == 3 else images  # noqa: PLR2004 - (N, H, W)
+    fits = pictures.ndim == 4 and pictures.shape[3] in PNG_COLOURS  # noqa: PLR2004
+    if images.dtype != np.uint8 or not fits or 0 in images.shape[1:]:
+        raise DataError(
+            f"data/{name}: 'images' is {images.dtype} of shape {images.shape}, expected uint8 of "
+            "shape (N, H, W) or (N, H, W, C) with C 1, 3 or 4"
+        )
+    return pictures
+
+
+def _texts(arrays: dict[str, NDArray[Any]], array: str, count: int, name: str) -> list[str | None]:
+    """Labels or splits as texts; None where there is none."""
+    if array not in arrays:
+        return [None] * count
+    found = arrays[array]
+    if found.shape != (count,):
+        raise DataError(
+            f"data/{name}: '{array}' has shape {found.shape}, expected ({count},): one for each "
+            "image"
+        )
+    try:
+        return [_text(value) for value in found.tolist()]
+    except ValueError as error:
+        raise DataError(
+            f"data/{name}: '{array}' holds {error}, expected texts or whole numbers"
+        ) from None
+
+
+def _text(value: object) -> str | None:
+    """None where it is empty, -1 or not a number.
+
+    Raises:
+        ValueError: It is neither a text nor a whole number.
+    """
+    if isinstance(value, bytes):
+        value = value.decode()
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    if value in {None, "", NO_LABEL}:
+        return None
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole and not isinstance(value, str):
+        raise ValueError(repr(value))
+    return str(value)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels (H, W, C) as a PNG file whose bytes follow from them alone.
+
+    A row's name is the digest of its bytes, which must not change with the version of a library
+    that compresses; so nothing is compressed here.
+    """
+    height, width, channels = pixels.shape
+    unfiltered = np.zeros((height, 1), np.uint8)  # PNG's filter 0 for every line
+    lines = np.hstack([unfiltered, pixels.reshape(height, -1)]).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 8, PNG_COLOURS[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", _stored(lines)), (b"IEND", b""))
+    return PNG_SIGNATURE + b"".join(_chunk(kind, data) for kind, data in parts)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _stored(data: bytes) -> bytes:
+    """Data in zlib's format, uncompressed (RFC 1950, and RFC 1951 section 3.2.4)."""
+    blocks = [b"\x78\x01"]
+    for at in range(0, len(data), LARGEST_STORED_BLOCK):
+        block = data[at : at + LARGEST_STORED_BLOCK]
+        last = at + len(block) == len(data)
+        blocks += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
+    return b"".join([*blocks, struct.pack(">I", zlib.adler32(data))])

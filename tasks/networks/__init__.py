@@ -2,8 +2,9 @@
 
 import json
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -19,28 +20,84 @@ SPEC_FILE = "network.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says of a batch, and how it got there; float32.
+
+    Attributes:
+        logits: (N, classes).
+        features: What the head sees, (N, width), or None where the model has none.
+        maps: The last activation map (N, C, H, W) of every resolution, large to small; empty where
+            the model has none.
+    """
+
+    logits: Tensor
+    features: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
+
+
 class Classifier(nn.Module):
-    """A body that makes features (N, width) and a head that makes logits (N, classes)."""
+    """A body that makes features (N, width) and a head that makes logits (N, classes).
+
+    Attributes:
+        frozen: Whether the body stays as it is while the head is trained (a linear probe).
+    """
 
     def __init__(self, body: nn.Module, width: int, outputs: int) -> None:
         super().__init__()
         self.body = body
         self.head = nn.Linear(width, outputs) if outputs else nn.Identity()
+        self.frozen = False
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of a batch, or its features where the network has no head."""
         return self.head(self.body(inputs))
 
+    def outputs(self, inputs: Tensor) -> Outputs:
+        """Logits, features and maps of a batch."""
+        maps: list[Tensor] = []
+        found = inputs
+        pooled = True  # neither the rows themselves nor what a pool made of a map is a map
+        for layer in self.body if isinstance(self.body, nn.Sequential) else [self.body]:
+            following = layer(found)
+            if not pooled and _is_map(found) and found.shape[2:] != following.shape[2:]:
+                maps.append(found.float())
+            pooled, found = isinstance(layer, nn.AvgPool2d), following
+        return Outputs(self.head(found).float(), found.float(), tuple(maps))
+
+    def freeze(self) -> None:
+        """From here on only the head learns; the body keeps its normalisation statistics too."""
+        self.frozen = True
+        self.body.requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> "Classifier":  # noqa: FBT001, FBT002 - torch's signature
+        """As torch's, but a frozen body stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
+
+
+def _is_map(tensor: Tensor) -> bool:
+    return tensor.dim() == 4  # noqa: PLR2004 - (N, C, H, W)
+
 
 class Network(Section):
-    """Contract of a network: its fields are its spec."""
+    """Contract of a network: its fields are its spec.
+
+    Attributes:
+        takes: The modality that it is made for, by name.
+    """
+
+    takes: ClassVar[str | None] = None
 
     @abstractmethod
     def body(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
         """Builds the body for rows of a shape.
 
         Args:
-            shape: Shape of one encoded row, for images (side, side, channels).
+            shape: `Encoding.input_shape`: images (side, side, channels), text (length, vocabulary),
+                tables (features,).
 
         Returns:
             A module from a batch to features (N, width), and the width.
@@ -55,7 +112,7 @@ class Spec(Section):
 
     Attributes:
         network: Name and fields of the architecture.
-        shape: Shape of one encoded row.
+        shape: What the network is built for, see `Encoding.input_shape`.
         outputs: Classes, or 0 for a body alone.
         sizes: Shapes of those tensors that pruning changed, by name.
     """
@@ -112,12 +169,16 @@ def resize(network: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
 
 def _match_attributes(module: nn.Module, shape: tuple[int, ...]) -> None:
     match module:
-        case nn.Conv2d():
+        case nn.Conv1d() | nn.Conv2d():
             module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
         case nn.Linear():
             module.out_features, module.in_features = shape
-        case nn.BatchNorm2d():
+        case nn.Embedding():
+            module.num_embeddings, module.embedding_dim = shape
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
             module.num_features = shape[0]
+        case nn.LayerNorm():
+            module.normalized_shape = shape
         case _:
             raise ArtifactError(f"no rule to resize a {type(module).__name__}")
 
@@ -153,6 +214,9 @@ def count_parameters(network: nn.Module) -> int:
 def count_macs(network: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one row through convolutions and linear layers.
 
+    Not counted: looking up embeddings, adding and averaging, normalisation, activations, and the
+    products of queries, keys and values in attention.
+
     Args:
         network: In evaluation mode.
         example: A batch of rows.
@@ -161,7 +225,7 @@ def count_macs(network: nn.Module, example: Tensor) -> int:
 
     def add(module: nn.Module, _inputs: object, output: Tensor) -> None:
         nonlocal total
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             total += module.weight[0].numel() * output[0].numel()
 
     handles = [module.register_forward_hook(add) for module in network.modules()]

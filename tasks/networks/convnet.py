@@ -1,6 +1,6 @@
 """A plain stack of convolutions, for the smallest devices."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -18,6 +18,8 @@ class ConvNet(Network):
         widths: Channels of each convolution. From the second on, each halves the map while it is
             wider than 4.
     """
+
+    takes: ClassVar[str | None] = "images"
 
     name: Literal["convnet"] = "convnet"
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]

@@ -1,6 +1,6 @@
 """Residual networks (He et al. 2016) for small images."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ class ResNet(Network):
         widths: Channels of each stage; every stage after the first halves the map.
         blocks: Residual blocks per stage.
     """
+
+    takes: ClassVar[str | None] = "images"
 
     name: Literal["resnet"] = "resnet"
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]

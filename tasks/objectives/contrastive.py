@@ -7,12 +7,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.modalities import Encoding
 from tasks.objectives import Objective
 from tasks.views import Views
 
 
 class Contrastive(Objective):
     """SimCLR (Chen et al. 2020, arXiv:2002.05709): two views of a row attract, others repel.
+
+    What a view is, the augmentation says. On texts two views that each drop some tokens make this
+    an unsupervised SimCSE (Gao et al. 2021, arXiv:2104.08821), which drops activations instead.
 
     Attributes:
         temperature: Divides the cosine similarities.
@@ -25,7 +29,7 @@ class Contrastive(Objective):
     batch_size: Annotated[int, Field(ge=2)] = 256
     projection: Annotated[int, Field(ge=1)] = 64
 
-    def heads(self, width: int) -> nn.Module:
+    def heads(self, width: int, encoding: Encoding) -> nn.Module:  # noqa: ARG002
         """A two-layer projector, as in the paper."""
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.projection))
 

@@ -4,19 +4,17 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from tasks.teachers import Teacher
-from tasks.views import Views
+from tasks.errors import ParamsError
+from tasks.teachers import Lesson, PoolTeacher, Setting
 
 
-class MixMatch(Teacher):
+class MixMatch(PoolTeacher):
     """MixMatch (Berthelot et al. 2019, arXiv:1905.02249, algorithm 1).
 
     Attributes:
-        labelled_batch: Labelled rows per step.
-        pool_batch: Pool rows per step.
         views: Augmentations averaged into a guess (K in the paper).
         temperature: Sharpens the guesses (T).
         mix: Parameter of the Beta distribution that mixing weights come from (alpha).
@@ -25,51 +23,63 @@ class MixMatch(Teacher):
     """
 
     name: Literal["mixmatch"] = "mixmatch"
-    labelled_batch: Annotated[int, Field(ge=1)] = 64
-    pool_batch: Annotated[int, Field(ge=1)] = 128
     views: Annotated[int, Field(ge=1)] = 2
     temperature: Annotated[float, Field(gt=0)] = 0.5
     mix: Annotated[float, Field(gt=0)] = 0.75
     pool_weight: Annotated[float, Field(ge=0)] = 25.0
     ramp_share: Annotated[float, Field(gt=0, le=1)] = 0.4
 
-    def loss(
-        self,
-        network: nn.Module,
-        *,
-        labelled: Views,
-        pool: Views,
-        share_done: float,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def lesson(self, setting: Setting) -> Lesson:
+        """See `Teacher.lesson`."""
+        return _MixMatchLesson(self, setting)
+
+
+class _MixMatchLesson(Lesson):
+    def __init__(self, method: MixMatch, setting: Setting) -> None:
+        super().__init__(setting)
+        self.method, self.align = method, method.aligner(setting)
+
+    def forward(self, share_done: float, generator: torch.Generator) -> Tensor:
         """Cross entropy on mixed labelled rows and squared error on mixed pool rows."""
-        known_at = labelled.sample(self.labelled_batch, generator)
-        pool_at = pool.sample(self.pool_batch, generator)
+        method, setting = self.method, self.setting
+        labelled, pool = setting.labelled, setting.pool
+        known_at = method.draw(labelled, generator)
+        pool_at = pool.sample(method.pool_batch, generator)
         known = labelled.augmented(known_at, generator)
-        views = [pool.augmented(pool_at, generator) for _ in range(self.views)]
-        guess = self._guess(network, views)
-        classes = guess.shape[1]
-        truth = functional.one_hot(labelled.labels[known_at.to(known.device)], classes).float()
+        if not known.is_floating_point():
+            raise ParamsError(
+                "mixmatch mixes inputs, which tokens cannot be; use teach.method 'consistency', "
+                "'pseudo_labels' or 'mean_teacher'"
+            )
+        views = [pool.augmented(pool_at, generator) for _ in range(method.views)]
+        guess = self._guess(views)
+        truth = functional.one_hot(labelled.labels[known_at.to(known.device)], setting.classes)
         inputs, targets = self._mixed(
-            torch.cat([known, *views]), torch.cat([truth, *[guess] * self.views]), generator
+            torch.cat([known, *views]),
+            torch.cat([truth.float(), *[guess] * method.views]),
+            generator,
         )
-        logits = network(inputs).float()
+        logits = setting.network(inputs).float()
         count = len(known)
-        supervised = functional.cross_entropy(logits[:count], targets[:count])
+        supervised = functional.cross_entropy(
+            method.adjusted(logits[:count], setting), targets[:count]
+        )
         consistency = functional.mse_loss(logits[count:].softmax(1), targets[count:])
-        return supervised + self.pool_weight * min(1.0, share_done / self.ramp_share) * consistency
+        ramp = min(1.0, share_done / method.ramp_share)
+        return supervised + method.pool_weight * ramp * consistency
 
     @torch.no_grad()
-    def _guess(self, network: nn.Module, views: list[Tensor]) -> Tensor:
-        logits = network(torch.cat(views)).float()
-        return sharpen(torch.stack(logits.softmax(1).chunk(self.views)).mean(0), self.temperature)
+    def _guess(self, views: list[Tensor]) -> Tensor:
+        logits = self.setting.network(torch.cat(views)).float()
+        mean = torch.stack(logits.softmax(1).chunk(self.method.views)).mean(0)
+        return sharpen(self.align(mean), self.method.temperature)
 
     def _mixed(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """MixUp with partners from the whole batch, the larger weight on the row itself."""
         partner = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        weight = _beta(len(inputs), self.mix, generator).to(inputs.device)
+        weight = _beta(len(inputs), self.method.mix, generator).to(inputs.device)
         weight = torch.maximum(weight, 1 - weight)
         wide = weight.view(-1, *[1] * (inputs.dim() - 1))
         mixed = wide * inputs + (1 - wide) * inputs[partner]

@@ -38,7 +38,6 @@ from tasks.compute import Compute, ComputeParams
 from tasks.distillation import TaughtViews
 from tasks.fit import FitParams, Step, Watch, fit
 from tasks.losses.soft_labels import SoftLabels
-from tasks.modalities.images import Images
 from tasks.networks import Network, Spec
 from tasks.networks.convnet import ConvNet
 from tasks.networks.resnet import ResNet
@@ -273,7 +272,7 @@ def project_views(part: Part, threads: int, precision: Precision = "auto") -> Vi
     """The rows as the project's stages hold them, in a process set up as theirs."""
     compute = resolved(threads, precision)
     compute.start()
-    return Views(part, Images(), AUGMENTATION, compute)
+    return Views(part, AUGMENTATION, compute)
 
 
 def fitting(network: nn.Module, step: Step, views: Views) -> Epoch:

@@ -6,17 +6,22 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from flows import cli, retrain
+import tasks
+from flows import cli, compare, retrain
 from flows.cli import main
 from tasks import tracking
+from tasks.errors import StillmarkError
 
 COMMANDS = {
     "retrain": "Run the whole chain",
+    "compare": "Say whether the chain helps",
     "check": "Validate everything",
+    "methods": "List every method",
     "predict": "Label raw files",
     "status": "Say what is champion",
     "open": "Serve MLflow's or Prefect's page",
@@ -31,6 +36,7 @@ def refused(capsys, monkeypatch):
         pytest.fail("the flow was started")
 
     monkeypatch.setattr(retrain, "retrain", never)
+    monkeypatch.setattr(compare, "compare", never)
 
     def run(*arguments):
         assert main([str(word) for word in arguments]) == 2
@@ -57,7 +63,8 @@ def test_a_misspelt_parameter_stops_a_real_process_before_anything_starts(untrai
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(
-        "stillmark: params.yaml: unknown parameter 'teach.fit.ema_decai'; did you mean 'ema_decay'?"
+        "stillmark: params.yaml: unknown parameter 'teach[0].fit.ema_decai'; did you mean "
+        "'ema_decay'?"
     )
     assert len(done.stderr.splitlines()) == 1
     assert not (untrained.root / "mlflow.db").exists()
@@ -69,7 +76,7 @@ def test_a_misspelt_parameter_stops_a_real_process_before_anything_starts(untrai
     ("path", "value", "message"),
     [
         ("distill.fit.steps", "many", "params.yaml: 'distill.fit.steps' is \"many\": "),
-        ("teach.method.name", "mixmtch", "'teach.method' has the unknown name 'mixmtch'; did you"),
+        ("teach.0.method.name", "mixmtch", "'teach[0].method' has the unknown name 'mixmtch'; did"),
         ("prune.recovery.fit.stepz", 1, "'prune.recovery.fit.stepz'; did you mean 'steps'?"),
         ("distil", {}, "unknown parameter 'distil'; did you mean 'distill'?"),
         pytest.param(
@@ -78,7 +85,7 @@ def test_a_misspelt_parameter_stops_a_real_process_before_anything_starts(untrai
             "torch finds no CUDA device",
             marks=pytest.mark.skipif("__import__('torch').cuda.is_available()"),
         ),
-        ("teach.fit.learning_rate", float("inf"), "teach.fit.learning_rate"),
+        ("teach.0.fit.learning_rate", float("inf"), "teach[0].fit.learning_rate"),
     ],
 )
 def test_parameters_are_checked_first(project, refused, command, path, value, message):
@@ -88,7 +95,7 @@ def test_parameters_are_checked_first(project, refused, command, path, value, me
 
 def test_two_mistakes_are_two_lines(project, capsys):
     project.change("compute.sed", 1)
-    project.change("teach.fit.stepz", 1)
+    project.change("teach.0.fit.stepz", 1)
     assert main(["retrain"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" '")[0] for line in lines] == [
@@ -115,7 +122,36 @@ def test_a_missing_section(project, capsys):
     ]
 
 
-@pytest.mark.parametrize("command", ["retrain", "check"])
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"distillations": {"a+b": {}}},
+            "'compare.distillations.a+b.[key]' is \"a+b\": String sho",
+        ),
+        ({"controls": {"50%": {}}}, "'compare.controls.50%.[key]' is \"50%\": String should match"),
+        ({"controls": {"x" * 101: {}}}, "String should have at most 100 characters"),
+        ({"distillations": {"dist": {"lossess": []}}}, "dist.lossess'; did you mean 'losses'?"),
+        ({"draws": []}, "'compare.draws' is []: "),
+        (
+            {"draws": [0, 1, 0]},
+            "'compare.draws' is [0, 1, 0]: Value error, expected one or more num",
+        ),
+        ({"seeds": [-1]}, "'compare.seeds[0]' is -1: Input should be greater than or equal to 0"),
+        (
+            {"controls": {"distilled": {}}},
+            "two arms of the comparison are called 'distilled'; renam",
+        ),
+    ],
+)
+def test_a_comparison_that_cannot_end_well_is_not_begun(project, refused, section, message):
+    project.change("compare", section)
+    line = refused("compare")
+    assert line.startswith("params.yaml: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("command", ["retrain", "compare", "check"])
 def test_data_that_are_not_there(project, refused, command):
     shutil.rmtree(project.root / "data")
     assert refused(command).startswith("data/ is missing; run `dvc pull`")
@@ -168,10 +204,12 @@ def test_a_home_that_cannot_be_written_in_a_process_of_its_own(untrained):
     assert line.startswith(f"stillmark: cannot write to {untrained.root / '.stillmark'}")
 
 
-def test_a_second_retraining_at_once(project, refused):
+@pytest.mark.parametrize("command", ["retrain", "compare"])
+def test_two_runs_at_once(project, refused, command):
+    """Whichever of the two commands the other run is of."""
     (project.root / ".stillmark").mkdir(exist_ok=True)
     with FileLock(project.root / ".stillmark" / "retrain.lock"):
-        assert refused("retrain").startswith(f"another retraining of {project.root} is running")
+        assert refused(command).startswith(f"another run of {project.root} is going on; wait until")
 
 
 @pytest.mark.parametrize("page", ["mlflow", "prefect"])
@@ -264,6 +302,28 @@ def test_predict_says_what_is_wrong(trained, refused, tmp_path):
     assert "0x" not in line
 
 
+@pytest.mark.parametrize(
+    ("text", "loader", "found"),
+    [
+        ("wake me", "stillmark_text", "wake me"),
+        ('{"age": 3}', "stillmark_tables", '{"age": 3}'),
+        ("words.txt", "stillmark_text", "wake me"),
+        ("words.txt", "stillmark_images", b"\xef\xbb\xbfwake me"),
+    ],
+)
+def test_predict_takes_texts_and_rows_as_they_stand(tmp_path, monkeypatch, text, loader, found):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfwake me")
+    assert cli._content(text, loader) == found
+
+
+def test_predict_wants_texts_in_utf_8(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(StillmarkError, match=r"words.txt is not text in UTF-8"):
+        cli._content(str(path), "stillmark_text")
+
+
 def test_predict_by_an_encoder_is_one_line(trained, refused):
     """It is a registered model, but none that predicts."""
     picture = trained.root / "data" / "0" / "0-030.png"
@@ -296,6 +356,33 @@ def test_status_names_champion_and_reason(trained, capsys):
 def test_status_before_the_first_run(project, capsys):
     assert main(["status"]) == 0
     assert capsys.readouterr().out == "'digits' has no models yet; run `stillmark retrain`\n"
+
+
+def test_methods_lists_what_params_yaml_can_name(capsys):
+    assert main(["methods", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    files = (path for path in Path(tasks.__file__).parent.glob("*/[a-z]*.py"))
+    drawers = {path.parent.name for path in files} - {"lineage", "exporters", "runtimes"}
+    assert set(found) == drawers
+    for drawer, methods in found.items():
+        assert set(methods) == {
+            path.stem for path in Path(tasks.__file__).parent.glob(f"{drawer}/[a-z]*.py")
+        }
+    assert main(["methods"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for methods in found.values() for name in methods)
+
+
+def test_methods_says_all_about_one(capsys, refused):
+    for name in ("soft_labels", "losses.soft_labels"):
+        assert main(["methods", name]) == 0
+        text = capsys.readouterr().out
+        assert "Hinton" in text
+        assert "temperature: " in text
+    assert refused("methods", "soft_label").startswith(
+        "there is no method 'soft_label'; did you mean 'soft_labels'? (known: "
+    )
+    assert "there is no method 'teachers.soft_labels'" in refused("methods", "teachers.soft_labels")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -83,7 +83,7 @@ def test_the_record_chain_leads_from_edge_to_encoder(finished):
         "teacher": {"encoder": digest["encoder"]},
         "student": {"teacher": digest["teacher"]},
         "pruned": {"student": digest["student"], "teacher": digest["teacher"]},
-        "edge": {"pruned": digest["pruned"]},
+        "edge": {"dense": digest["pruned"]},
     }
 
 
@@ -177,7 +177,7 @@ def test_check_plans_to_reuse_all(changed, capsys):
         ("evaluate.latency_calls", 21, {"evaluate"}),
         ("supervise.batch_size", 64, {"supervise", "evaluate"}),
         ("prune.method.keep_ratio", 0.75, {"prune", "quantize", "evaluate"}),
-        ("teach.fit.steps", 61, {"teach", "distill", "prune", "quantize", "evaluate"}),
+        ("teach.0.fit.steps", 61, {"teach", "distill", "prune", "quantize", "evaluate"}),
         ("pretrain.fit.steps", 11, set(STAGES) - {"supervise"}),
         ("compute.seed", 1, set(STAGES)),
         ("promote.gates", [{"name": "quality", "alpha": 0.01}], set()),

@@ -18,11 +18,13 @@ from PIL import Image
 import tasks
 from tasks.compute import Compute
 from tasks.exporters.onnx import Onnx
+from tasks.modalities import Encoding
+from tasks.modalities.images import Images
 from tasks.networks import Spec
 from tasks.networks.convnet import ConvNet
 from tasks.networks.resnet import ResNet
 from tasks.prepare import PrepareParams, prepare
-from tasks.rows import Rows
+from tasks.rows import Part, Rows
 from tasks.sections import parse
 
 REPOSITORY = Path(tasks.__file__).parents[1]
@@ -121,6 +123,23 @@ def prepared(tmp_path_factory, stripes, params):
 @pytest.fixture(scope="session")
 def rows(prepared):
     return Rows(prepared)
+
+
+@pytest.fixture(scope="session")
+def part():
+    """Makes a part of image arrays (N, side, side, channels) and labels (-1: hidden)."""
+
+    def make(inputs, labels, classes=None):
+        inputs, labels = np.asarray(inputs, np.uint8), np.asarray(labels, np.int64)
+        names = [
+            str(at)
+            for at in range(max(2, labels.max(initial=0) + 1) if classes is None else classes)
+        ]
+        schema = {"shape": list(inputs.shape[1:]), "classes": names}
+        rows = np.asarray([f"{at:064x}" for at in range(len(inputs))])
+        return Part(rows, inputs, labels, Encoding(Images(), schema))
+
+    return make
 
 
 @pytest.fixture(scope="session")

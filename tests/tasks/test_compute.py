@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +45,25 @@ def test_a_stated_precision_holds(precision, bf16):
     with found.autocast():
         product = torch.rand(4, 4) @ torch.rand(4, 4)
     assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)
+
+
+def test_the_first_member_is_the_run_itself_and_no_two_share_a_seed(compute):
+    assert compute.member(0) is compute
+    members = [compute.member(number) for number in range(50)]
+    assert len({member.seed for member in members}) == 50
+    assert all(0 <= member.seed < 2**53 for member in members)  # what ComputeParams allows
+    first = [draw(member.generator("a")) for member in members[:3]]
+    assert first[0] != first[1] != first[2] != first[0]
+
+
+def test_a_member_differs_in_its_seed_alone_which_follows_from_the_runs():
+    run = Compute(7, 3, CPU, bf16=True)
+    torch.manual_seed(1)
+    member = run.member(2)
+    torch.manual_seed(2)
+    assert run.member(2) == member
+    assert replace(member, seed=7) == run
+    assert replace(run, seed=8).member(2).seed != member.seed
 
 
 def test_start_makes_the_process_repeatable():

@@ -1,22 +1,37 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+from scipy.stats import hmean
+from sklearn.linear_model import LogisticRegression as Regression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from tasks.consult import ConsultParams, consult
+from tasks.errors import DataError
+from tasks.estimators.logistic_regression import LogisticRegression
 from tasks.evaluate import (
     WARM_UP_CALLS,
+    EvaluateParams,
     Evaluation,
+    ZeroShot,
     evaluate,
     host,
     interleaved,
     write_predictions,
 )
+from tasks.lineage.digests import digest_of_files, digests_of_folder
 from tasks.params import load
 from tasks.refs import DataRef
-from tasks.rows import Part
-from tasks.stage import Run
+from tasks.rows import Rows
+from tasks.stage import Run, stage
 from tasks.statistics import paired, share
 from tasks.tracking import Tracking, payload_of
 
@@ -99,12 +114,12 @@ def test_models_take_turns():
     assert all((found >= 0).all() for found in times.values())
 
 
-def test_predictions_are_written_row_by_row(tmp_path):
-    part = Part(np.array(["r0", "r1"]), np.zeros((2, 2, 2, 1), np.uint8), np.array([1, 0]))
+def test_predictions_are_written_row_by_row(tmp_path, part):
+    rows = part(np.zeros((2, 2, 2, 1)), [1, 0])
     chances = np.array([[0.25, 0.75], [0.4, 0.6]], np.float32)
-    write_predictions(tmp_path / "p.parquet", part, ["cat", "dog"], {"edge": chances})
+    write_predictions(tmp_path / "p.parquet", rows, ["cat", "dog"], {"edge": chances})
     found = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
-    assert found["row"] == ["r0", "r1"]
+    assert found["row"] == rows.names.tolist()
     assert found["label"] == ["dog", "cat"]
     assert found["edge"] == ["dog", "dog"]
     assert found["edge_probability"] == pytest.approx([0.75, 0.6])
@@ -124,3 +139,160 @@ def test_the_same_run_is_found_by_its_key(report, finished, inside):
     refs = {role: store.ref_of(store.versions(f"digits.{role}")[0]) for role in ROLES}
     assert evaluate.find(store, run, params.evaluate, **refs) is not None
     assert evaluate.find(store, run, params.evaluate, **(refs | {"edge": refs["student"]})) is None
+
+
+# Estimators beside networks
+
+
+@pytest.fixture
+def evaluated(bench, toy):
+    """Evaluates toy models and a consulted estimator; the report, its folder and that teacher."""
+    params = ConsultParams(estimator=LogisticRegression())
+    models = {
+        "control": toy.make(bench, "lazy"),
+        "teacher": stage("teacher")(consult.function)._run(bench.run, params),
+        "edge": toy.make(bench, "good"),
+    }
+    judge = stage("evaluation", is_model=False)(evaluate.function)
+    ref = judge._run(bench.run, EvaluateParams(latency_calls=10), **models)
+    folder = payload_of(bench.tracking.fetch(ref).folder)
+    teacher = payload_of(bench.tracking.fetch(models["teacher"]).folder)
+    return Evaluation.read(folder), folder, teacher
+
+
+def test_an_estimator_is_measured_as_networks_are(evaluated, bench):
+    report, folder, stored = evaluated
+    teacher, rows = report.of("teacher"), Rows(bench.root / "prepared")
+    shown, test = rows.train.labelled, rows.open_test()
+    flat = [part.inputs.reshape(len(part), -1) / 255 for part in (shown, test)]
+    model = make_pipeline(StandardScaler(), Regression(max_iter=1000)).fit(flat[0], shown.labels)
+    predicted = model.predict(flat[1])
+    written = pyarrow.parquet.read_table(folder / "predictions.parquet").to_pydict()
+    assert written["teacher"] == [rows.classes[label] for label in predicted]
+    assert written["teacher_probability"] == pytest.approx(
+        model.predict_proba(flat[1]).max(1), abs=1e-4
+    )
+    assert teacher.accuracy == pytest.approx((predicted == test.labels).mean())
+    assert teacher.size_bytes == (stored / "estimator.skops").stat().st_size
+    assert teacher.latency_p50_ms > 0
+
+
+def test_an_estimator_has_neither_parameters_nor_macs(evaluated):
+    report, _, _ = evaluated
+    assert (report.of("teacher").parameters, report.of("teacher").macs) == (None, None)
+    assert Evaluation.model_validate_json(report.model_dump_json()) == report
+
+
+def test_without_unseen_classes_there_are_no_zero_shot_figures(evaluated):
+    report, _, _ = evaluated
+    assert [model.zero_shot for model in report.models] == [None] * 3
+
+
+# Classes that were never labelled
+
+CHANCES = np.array(
+    [
+        [0.7, 0.2, 0.1],  # a, right
+        [0.1, 0.2, 0.7],  # a, taken for the unseen c
+        [0.3, 0.6, 0.1],  # b, right
+        [0.2, 0.7, 0.1],  # b, right
+        [0.5, 0.1, 0.4],  # c, taken for a
+        [0.1, 0.2, 0.7],  # c, right
+    ],
+    np.float32,
+)
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+
+
+def test_zero_shot_figures_by_hand():
+    found = ZeroShot.of(CHANCES, LABELS, [2])
+    assert found.seen == pytest.approx(3 / 4)
+    assert found.unseen == pytest.approx(1 / 2)
+    assert found.harmonic_mean == pytest.approx(2 * 0.75 * 0.5 / 1.25)
+    assert found.among_unseen == 1.0  # there is no other to take it for
+
+
+def test_among_unseen_classes_only_those_are_compared():
+    found = ZeroShot.of(CHANCES, LABELS, [1, 2])
+    assert found.seen == pytest.approx(1 / 2)
+    assert found.unseen == pytest.approx(3 / 4)
+    # The first c is nearer to c than to b, whatever it says of a.
+    assert found.among_unseen == 1.0
+    swapped = CHANCES[:, [0, 2, 1]]
+    assert ZeroShot.of(swapped, LABELS, [1, 2]).among_unseen == 0.0
+
+
+def test_who_never_names_an_unseen_class_has_a_mean_of_0():
+    chances = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.3, 0.2]], np.float32)
+    found = ZeroShot.of(chances, np.array([0, 1, 2]), [2])
+    assert (found.seen, found.unseen, found.harmonic_mean) == (1.0, 0.0, 0.0)
+    wrong = ZeroShot.of(chances[:, [1, 2, 0]], np.array([0, 1, 1]), [1])
+    assert (wrong.seen, wrong.unseen, wrong.harmonic_mean) == (0.0, 0.0, 0.0)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 3))
+def test_zero_shot_figures_are_those_of_loops(seed, count, new):
+    classes = count + new
+    random = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(classes), random.integers(0, classes, 20)])
+    chances = softmax(random.normal(size=(len(labels), classes)), axis=1).astype(np.float32)
+    unseen = sorted(random.choice(classes, new, replace=False).tolist())
+    hits = {"seen": [], "unseen": [], "among": []}
+    for row, label in zip(chances, labels, strict=True):
+        hits["unseen" if label in unseen else "seen"].append(row.argmax() == label)
+        if label in unseen:
+            hits["among"].append(max(unseen, key=lambda at: row[at]) == label)
+    expected = {name: sum(each) / len(each) for name, each in hits.items()}
+    found = ZeroShot.of(chances, labels, unseen)
+    assert found.seen == pytest.approx(expected["seen"])
+    assert found.unseen == pytest.approx(expected["unseen"])
+    assert found.among_unseen == pytest.approx(expected["among"])
+    both = [expected["seen"], expected["unseen"]]
+    assert found.harmonic_mean == pytest.approx(hmean(both) if min(both) else 0.0)
+
+
+def rewrite(bench, change):
+    """Changes the manifest of prepared rows; the run that sees them so."""
+    folder = bench.root / "prepared"
+    path = folder / "manifest.parquet"
+    columns = pyarrow.parquet.read_table(path).to_pydict()
+    schema = json.loads((folder / "schema.json").read_text())
+    change(columns, schema)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    (folder / "schema.json").write_text(json.dumps(schema))
+    content = digest_of_files(digests_of_folder(folder))
+    return replace(bench.run, data=bench.run.data.model_copy(update={"content": content}))
+
+
+def run_with(bench, toy, change):
+    """An evaluation of toy models on changed rows."""
+    models = {"control": toy.make(bench, "lazy"), "edge": toy.make(bench, "good")}
+    run = rewrite(bench, change)
+    judge = stage("evaluation", is_model=False)(evaluate.function)
+    ref = judge._run(run, EvaluateParams(latency_calls=10), **models)
+    return Evaluation.read(payload_of(bench.tracking.fetch(ref).folder))
+
+
+def never_labelled(columns, schema):
+    schema["budget"]["unseen_classes"] = ["1"]
+
+
+def test_with_unseen_classes_every_model_has_zero_shot_figures(bench, toy):
+    report = run_with(bench, toy, never_labelled)
+    test = Rows(bench.root / "prepared").open_test()
+    lazy, good = (report.of(role).zero_shot for role in ("control", "edge"))
+    named = (test.labels[test.labels != 1] == 0).mean()  # it names class 0 alone
+    assert (lazy.seen, lazy.unseen) == (pytest.approx(named), 0.0)
+    assert good.seen > 0.8
+    assert good.unseen > 0.8
+    share = (test.labels == 1).mean()
+    total = good.seen * (1 - share) + good.unseen * share
+    assert total == pytest.approx(report.of("edge").accuracy)
+
+
+def test_without_a_test_row_there_is_nothing_to_evaluate(bench, toy):
+    def untested(columns, _schema):
+        columns["split"] = ["train" if one == "test" else one for one in columns["split"]]
+
+    with pytest.raises(DataError, match="no labelled test row"):
+        run_with(bench, toy, untested)

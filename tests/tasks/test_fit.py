@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.nn import functional
 import tasks
 from tasks.compute import Compute
 from tasks.errors import TrainingError
-from tasks.fit import FitParams, Watch, fit, rate_at, save_atomically
+from tasks.fit import FitParams, Watch, averaged, fit, never, rate_at, save_atomically
 
 # A training run with everything that a checkpoint must hold: batches from the loop's generator,
 # dropout from the global one, running statistics, averaged weights, a momentum. It kills itself
@@ -137,6 +138,28 @@ def test_no_checkpoint_is_written_before_its_time(compute, tmp_path):
     watch = Watch(checkpoint=tmp_path / "run.pt", every_seconds=3600)
     fit(network, lambda *_: network(torch.ones(1, 1)).mean(), steps(5), compute, watch)
     assert not (tmp_path / "run.pt").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_run_on_cuda_that_was_interrupted_changes_no_bit(tmp_path):
+    cuda = Compute(0, 1, torch.device("cuda"), bf16=False)
+
+    def run(checkpoint=None, stop_at=None):
+        torch.manual_seed(0)
+        network = cuda.place(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
+
+        def step(at, generator):
+            if at == stop_at:
+                raise Stop
+            return network(torch.rand(16, 4, generator=generator).to("cuda")).square().mean()
+
+        watch = Watch(checkpoint=checkpoint, every_seconds=0)
+        fit(network, step, steps(12, ema_decay=0.8), cuda, watch)
+        return b"".join(one.cpu().numpy().tobytes() for one in network.state_dict().values())
+
+    with pytest.raises(Stop):
+        run(tmp_path / "run.pt", 7)
+    assert run(tmp_path / "run.pt") == run()
 
 
 def steps(count, **more):
@@ -325,3 +348,217 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         save_atomically({"at": lambda: 2}, path)
     assert torch.load(path, weights_only=True) == {"at": 1}
+
+
+# What learns beside the network
+
+
+def pair_run(compute, checkpoint=None, stop_at=None):
+    """A network whose loss goes through a module beside it, with a running mean of its own."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 4)
+    beside = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1))
+    inputs = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
+
+    def step(at, generator):
+        if at == stop_at:
+            raise Stop
+        assert beside.training
+        index = torch.randint(32, (8,), generator=generator)
+        return (beside(network(inputs[index])) - inputs[index].sum(1, keepdim=True)).square().mean()
+
+    watch = Watch(checkpoint=checkpoint, every_seconds=0)
+    params = FitParams(steps=15, learning_rate=0.05, ema_decay=0.7)
+    fit(network, step, params, compute, watch, beside=beside.eval())
+    return [
+        {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        for module in (network, beside)
+    ]
+
+
+def same(first, second):
+    return all(
+        torch.equal(one[name], other[name])
+        for one, other in zip(first, second, strict=True)
+        for name in one
+    )
+
+
+def test_a_module_beside_the_network_learns_with_it(compute):
+    torch.manual_seed(0)
+    nn.Linear(3, 4)
+    before = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)).state_dict()
+    _, after = pair_run(compute)
+    for name, tensor in after.items():
+        assert not torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("stop", [1, 8, 14])
+def test_an_interruption_changes_no_bit_of_either(compute, tmp_path, stop):
+    with pytest.raises(Stop):
+        pair_run(compute, tmp_path / "run.pt", stop)
+    assert same(pair_run(compute, tmp_path / "run.pt"), pair_run(compute))
+
+
+def test_what_is_beside_is_not_averaged(compute):
+    """It ends with its last weights; the network with the mean of its own."""
+    network, beside = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    last = {}
+
+    def step(_at, _generator):
+        return (beside(network(torch.ones(1, 1))) - 3).square().sum()
+
+    def keep(*_):
+        last.update(network=network.weight.item(), beside=beside.weight.item())
+
+    fit(network, step, steps(10, ema_decay=0.9), compute, Watch(progress=keep), beside=beside)
+    assert beside.weight.item() == last["beside"]
+    assert network.weight.item() != pytest.approx(last["network"], abs=1e-3)
+
+
+def test_parameters_that_are_kept_fixed_are_not_touched(compute):
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    network[0].requires_grad_(requires_grad=False)
+    before = network[0].weight.clone()
+    params = steps(5, weight_decay=0.5)
+    fit(network, lambda *_: network(torch.ones(1, 2)).square().sum(), params, compute)
+    assert torch.equal(network[0].weight, before)
+
+
+# An average that a step reads
+
+
+def reading_run(compute, checkpoint=None, stop_at=None, *, reads=True):
+    torch.manual_seed(0)
+    network = nn.Linear(2, 1)
+    params = FitParams(steps=14, learning_rate=0.1, ema_decay=0.8)
+    average = averaged(network, params)
+    seen = []
+
+    def step(at, _generator):
+        if at == stop_at:
+            raise Stop
+        with torch.no_grad():
+            said = average(torch.ones(1, 2)) if reads else torch.zeros(1, 1)
+        seen.append(float(said))
+        return (network(torch.ones(1, 2)) - 1).square().sum() + said.sum() * 0
+
+    watch = Watch(checkpoint=checkpoint, every_seconds=0)
+    chosen = {"average": average} if reads else {}
+    fit(network, step, params, compute, watch, **chosen)
+    return seen, [network.state_dict()]
+
+
+def test_a_step_can_read_the_average_that_the_loop_keeps(compute):
+    seen, ends = reading_run(compute)
+    assert len(set(seen)) == 14
+    _, plain = reading_run(compute, reads=False)
+    assert same(ends, plain)
+
+
+def test_an_average_that_is_read_survives_an_interruption(compute, tmp_path):
+    with pytest.raises(Stop):
+        reading_run(compute, tmp_path / "run.pt", 6)
+    seen, ends = reading_run(compute, tmp_path / "run.pt")
+    whole, expected = reading_run(compute)
+    assert seen == whole[6:]
+    assert same(ends, expected)
+
+
+def test_without_a_decay_there_is_no_average():
+    assert averaged(nn.Linear(1, 1), steps(1)) is None
+
+
+# Ending early
+
+
+def stopped_run(compute, stop=never, checkpoint=None, fails_at=None, count=100):
+    """A quadratic that comes down to 0; its loss is what is reported."""
+    torch.manual_seed(0)
+    network = nn.Linear(1, 1)
+    reports = []
+
+    def step(at, _generator):
+        if at == fails_at:
+            raise Stop
+        return network(torch.ones(1, 1)).square().sum()
+
+    def report(at, _count, metrics):
+        reports.append((at, metrics["loss"]))
+
+    watch = Watch(report, checkpoint, 0, stop)
+    params = FitParams(steps=count, learning_rate=0.01, ema_decay=0.6)
+    done = fit(network, step, params, compute, watch)
+    return done, reports, [network.state_dict()]
+
+
+def under(limit):
+    return lambda _at, metrics: metrics["loss"] < limit
+
+
+def test_a_loop_ends_at_the_first_report_that_suffices(compute):
+    done, every, _ = stopped_run(compute)
+    assert done == 100
+    limit = every[len(every) // 2][1]
+    wanted = next(at for at, loss in every if loss < limit)
+    done, reports, ends = stopped_run(compute, under(limit))
+    assert done == wanted < 100
+    assert reports == [report for report in every if report[0] <= wanted]
+    assert not same(ends, stopped_run(compute)[2])
+
+
+def test_it_is_asked_after_every_report_with_the_steps_done(compute):
+    asked = []
+
+    def stop(at, metrics):
+        asked.append((at, metrics["loss"]))
+        return False
+
+    _, reports, _ = stopped_run(compute, stop)
+    assert asked == reports
+
+
+def test_a_loop_that_ended_early_keeps_its_averaged_weights(compute):
+    network = nn.Linear(1, 1, bias=False)
+    seen = []
+
+    def step(at, _generator):
+        if at:
+            seen.append(network.weight.item())
+        return network(torch.ones(1, 1)).square().sum()
+
+    stop = Watch(progress=lambda *_: None, stop=lambda at, _: at == 6)
+    last = {}
+    watch = replace(stop, progress=lambda *_: last.update(weight=network.weight.item()))
+    assert fit(network, step, steps(40, ema_decay=0.7), compute, watch) == 6
+    seen.append(last["weight"])
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.7 * average + 0.3 * weight
+    assert network.weight.item() == pytest.approx(average, rel=1e-5)
+    assert not network.training
+
+
+@pytest.mark.parametrize("fails_at", [1, 9, 18])
+def test_an_interrupted_loop_ends_early_where_it_would_have(compute, tmp_path, fails_at):
+    done, reports, ends = stopped_run(compute, under(0.05))
+    assert fails_at < done < 100
+    with pytest.raises(Stop):
+        stopped_run(compute, under(0.05), tmp_path / "run.pt", fails_at)
+    again = stopped_run(compute, under(0.05), tmp_path / "run.pt")
+    assert again[0] == done
+    assert again[1] == [report for report in reports if report[0] > fails_at]
+    assert same(again[2], ends)
+
+
+def test_a_loop_that_ended_early_and_is_started_again_stays_ended(compute, tmp_path):
+    done, _, ends = stopped_run(compute, under(0.05), tmp_path / "run.pt")
+    again = stopped_run(compute, under(0.05), tmp_path / "run.pt", fails_at=done)
+    assert again[0] == done
+    assert again[1] == []
+    assert same(again[2], ends)
+
+
+def test_no_loop_ends_early_unless_it_is_told_to():
+    assert not never(3, {"loss": 0.0})
+    assert Watch().stop is never

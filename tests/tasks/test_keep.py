@@ -21,7 +21,7 @@ def kept(digits, tmp_path_factory):
     """A stored classifier, the network it was, and the difference that was found."""
     folder = tmp_path_factory.mktemp("kept")
     torch.manual_seed(0)
-    spec = Spec(network=ConvNet(widths=(8, 16, 16)), shape=digits.shape, outputs=3)
+    spec = Spec(network=ConvNet(widths=(8, 16, 16)), shape=digits.encoding.input_shape, outputs=3)
     network = spec.build()
     network(example(digits))
     return folder, network.eval(), keep_classifier(folder, spec, network, digits)

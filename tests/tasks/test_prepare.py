@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import re
 import zipfile
 from collections import Counter
 from hashlib import sha256
@@ -15,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tasks.budget import LabelBudget
 from tasks.errors import DataError
 from tasks.lineage.digests import digests_of_folder
 from tasks.modalities import RawRow
-from tasks.prepare import Row, distinct_rows, prepare, show_labels, split_of
+from tasks.modalities.images import Images
+from tasks.prepare import budget_of, distinct_rows, prepare, split_of
 
 GREY = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8)
 
@@ -158,6 +159,25 @@ def test_parquet_splits_are_honoured(tmp_path, put, params, png):
         assert row["split"] == (split or split_of(row["row"], params(validation_share=0.0)))
 
 
+def test_an_npz_file_gives_its_rows(tmp_path, put, params):
+    labels = np.array(["" if at >= 30 else "ab"[at % 2] for at in range(40)])
+    splits = np.array(["test" if at < 6 else "train" if at < 12 else "" for at in range(40)])
+    stream = io.BytesIO()
+    np.savez(stream, images=GREY[:40], labels=labels, split=splits)
+    put("digits.npz", stream.getvalue())
+    report = prepare(tmp_path, params(validation_share=0.0))
+    assert report["duplicates"] == []
+    stored = {
+        int(row["source"].removeprefix("digits.npz#")): (row, pixels)
+        for row, pixels in zip(manifest(tmp_path), pixels(tmp_path), strict=True)
+    }
+    assert sorted(stored) == list(range(40))
+    for at, (row, found) in stored.items():
+        np.testing.assert_array_equal(found[:, :, 0], GREY[at])
+        assert row["label"] == (labels[at] or None)
+        assert row["split"] == (splits[at] or split_of(row["row"], params(validation_share=0.0)))
+
+
 def test_train_and_test_folders_are_honoured(tmp_path, put, params):
     for at in range(80):
         put(f"{'test' if at < 20 else 'train'}/{'ab'[at % 2]}/{at}.png", GREY[at])
@@ -216,23 +236,58 @@ def test_a_stated_side_and_channels_hold(tmp_path, some, params):
     assert schema(tmp_path)["modality"] == {"name": "images", "side": 12, "channels": 3}
 
 
-def test_one_colour_image_makes_all_rows_rgb(tmp_path, put, some, params):
-    colour = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    path = put("a/colour.png", colour)
+def first_in(split, contents, chosen):
+    """The first content whose digest puts it into a split."""
+    return next(
+        content for content in contents if split_of(sha256(content).hexdigest(), chosen) == split
+    )
+
+
+def colours(png):
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        yield png(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+def large_colours(png):
+    for red in range(100, 200):
+        yield png(np.full((20, 20, 3), [red, 99, 250], np.uint8))
+
+
+def test_one_colour_training_image_makes_all_rows_rgb(tmp_path, put, some, params, png):
+    content = first_in("train", colours(png), params())
+    path = put("a/colour.png", content)
     grey = put("a/grey.png", GREY[100])
     prepare(tmp_path, params())
     assert schema(tmp_path)["channels"] == 3
-    np.testing.assert_array_equal(pixels_of(tmp_path, path), colour)
+    np.testing.assert_array_equal(
+        pixels_of(tmp_path, path), np.asarray(Image.open(io.BytesIO(content)))
+    )
     np.testing.assert_array_equal(pixels_of(tmp_path, grey), np.repeat(GREY[100][:, :, None], 3, 2))
 
 
-def test_transparency_is_laid_over_white(tmp_path, put, some, params):
-    picture = np.zeros((8, 8, 4), np.uint8)
-    picture[:, :4] = [200, 10, 30, 255]
-    path = put("a/clear.png", picture)
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_rows_held_out_do_not_decide_what_rows_look_like(tmp_path, put, some, params, png, split):
+    path = put("a/colour.png", first_in(split, large_colours(png), params()))
     prepare(tmp_path, params())
-    found = pixels_of(tmp_path, path)
-    assert (found[:, :4] == [200, 10, 30]).all()
+    assert schema(tmp_path)["shape"] == [8, 8, 1]
+    assert (pixels_of(tmp_path, path) != 0).all()
+
+
+def test_transparency_is_laid_over_white(tmp_path, put, some, params, png):
+    def pictures():
+        for blue in range(100):
+            picture = np.zeros((8, 8, 4), np.uint8)
+            picture[:, :4] = [200, 10, blue, 255]
+            yield png(picture)
+
+    content = first_in("train", pictures(), params())
+    path = put("a/clear.png", content)
+    prepare(tmp_path, params())
+    found, stored = pixels_of(tmp_path, path), np.asarray(Image.open(io.BytesIO(content)))
+    assert found.shape == (8, 8, 3)
+    assert (found[:, :4] == stored[:, :4, :3]).all()
+    assert (found[:, :4, :2] == [200, 10]).all()
     assert (found[:, 4:] == 255).all()
 
 
@@ -243,6 +298,89 @@ def test_sixteen_bits_become_eight(tmp_path, put, some, params):
     prepare(tmp_path, params())
     assert schema(tmp_path)["channels"] == 1
     assert pixels_of(tmp_path, path)[:4, 0, 0].tolist() == [255, 100, 1, 0]
+
+
+# What is written beside them
+
+
+def test_the_schema_states_the_label_budget_alone(tmp_path, some, params):
+    chosen = params(labels_per_class=3, draw=7, unreadable="skip")
+    prepare(tmp_path, chosen)
+    assert schema(tmp_path)["budget"] == {
+        "labels_per_class": 3,
+        "validation_labels_per_class": None,
+        "draw": 7,
+        "unseen_classes": [],
+    }
+    assert budget_of(chosen).plain() == schema(tmp_path)["budget"]
+    assert type(budget_of(chosen)) is LabelBudget
+
+
+def test_unseen_classes_stay_classes_of_which_no_label_is_shown(tmp_path, put, some, params):
+    for at in range(30, 45):
+        put(f"c/{at}.png", GREY[at])
+    prepare(tmp_path, params(unseen_classes=["b"]))
+    assert schema(tmp_path)["classes"] == ["a", "b", "c"]
+    assert schema(tmp_path)["budget"]["unseen_classes"] == ["b"]
+    assert {row["label"] for row in manifest(tmp_path) if row["shown"]} == {"a", "c"}
+
+
+def test_an_unknown_unseen_class_is_refused(tmp_path, some, params):
+    message = refusal(tmp_path, params(unseen_classes=["bb"]))
+    assert "prepare.unseen_classes names 'bb'" in message
+    assert "did you mean 'b'?" in message
+
+
+class Keeping(Images):
+    """Images that keep their files' bytes, stored as shares."""
+
+    keeps_contents = True
+
+    def survey(self, contents):
+        return super().survey(contents) | {"dtype": "float32"}
+
+    def encode(self, content, schema):
+        if content == b"broken":
+            raise ValueError("broken")
+        return super().encode(content, schema) / np.float32(255)
+
+
+def keeping(params, **changes):
+    return params(**changes).model_copy(update={"modality": Keeping()})
+
+
+def test_contents_are_kept_in_the_rows_order_where_the_modality_wants_them(
+    tmp_path, put, some, params
+):
+    put("a/again.png", GREY[0])
+    put("a/broken.png", b"broken")
+    prepare(tmp_path, keeping(params, unreadable="skip"))
+    found = pq.read_table(tmp_path / "prepared" / "contents.parquet")["content"].to_pylist()
+    assert [sha256(content).hexdigest() for content in found] == [
+        row["row"] for row in manifest(tmp_path)
+    ]
+    assert len(found) == len(pixels(tmp_path)) == 30
+
+
+def test_contents_are_left_out_elsewhere(tmp_path, some, params):
+    prepare(tmp_path, params())
+    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {
+        "manifest.parquet",
+        "report.json",
+        "rows.npy",
+        "schema.json",
+    }
+    assert pixels(tmp_path).dtype == np.uint8
+
+
+@pytest.mark.parametrize("unreadable", ["refuse", "skip"])
+def test_rows_have_the_dtype_that_the_schema_states(tmp_path, put, some, params, unreadable):
+    if unreadable == "skip":
+        put("a/broken.png", b"broken")
+    prepare(tmp_path, keeping(params, unreadable=unreadable))
+    assert pixels(tmp_path).dtype == np.float32
+    (path,) = (tmp_path / "data" / "a").glob("00.png")
+    np.testing.assert_array_equal(pixels_of(tmp_path, path)[:, :, 0], GREY[0] / np.float32(255))
 
 
 # What is refused
@@ -383,36 +521,6 @@ def test_too_few_labels_name_the_class_what_was_found_and_what_was_asked(
     assert "asks for 8" in message
 
 
-def labelled_rows(counts):
-    """Rows (class, split) → how many."""
-    return [
-        Row(sha256(f"{name} {split} {at}".encode()).hexdigest(), name, split, f"{name}/{split}{at}")
-        for (name, split), count in counts.items()
-        for at in range(count)
-    ]
-
-
-def test_found_is_less_than_asked_where_labels_are_too_few(params):
-    counts = {("a", "test"): 2, ("a", "train"): 3, ("a", "validation"): 9, ("b", "train"): 20}
-    chosen = params(labels_per_class=10, validation_labels_per_class=2)
-    with pytest.raises(DataError, match="class 'a'") as caught:
-        show_labels(labelled_rows(counts), chosen)
-    found = int(re.search(r"has (\d+) ", str(caught.value)).group(1))
-    assert found < 10
-
-
-def test_no_test_row_is_refused(params):
-    counts = {("a", "train"): 5, ("b", "train"): 5}
-    with pytest.raises(DataError, match="test split"):
-        show_labels(labelled_rows(counts), params())
-
-
-def test_a_class_without_a_training_row_is_refused(params):
-    counts = {("a", "train"): 5, ("a", "test"): 5, ("b", "test"): 5}
-    with pytest.raises(DataError, match="class 'b' has no labelled training row"):
-        show_labels(labelled_rows(counts), params())
-
-
 # Splits
 
 
@@ -474,77 +582,6 @@ def test_shares_are_roughly_respected(params, test, validation):
     for split, share in (("test", test), ("validation", validation)):
         spread = 5 * (share * (1 - share) / count) ** 0.5
         assert found[split] / count == pytest.approx(share, abs=max(spread, 1e-9))
-
-
-# The label budget
-
-
-@st.composite
-def budgets(draw):
-    rows = []
-    for name in ("a", "b", None):
-        for split in ("train", "validation", "test"):
-            count = draw(st.integers(1, 12))
-            salt = draw(st.integers(0, 9))
-            for at in range(count):
-                digest = sha256(f"{name} {split} {at} {salt}".encode()).hexdigest()
-                rows.append(Row(digest, name, split, digest[:9]))
-    return rows, draw(st.integers(1, 14)), draw(st.none() | st.integers(0, 4))
-
-
-def shown(rows, chosen):
-    return {row.digest for row in show_labels(rows, chosen) if row.shown}
-
-
-@given(case=budgets(), draw=st.integers(0, 5))
-def test_a_budget_is_met_and_never_passed_and_no_test_label_is_shown(params, case, draw):
-    rows, budget, validation = case
-    chosen = params(labels_per_class=budget, validation_labels_per_class=validation, draw=draw)
-    try:
-        found = show_labels(rows, chosen)
-    except DataError:
-        usable = [row.label for row in rows if row.label and row.split == "train"]
-        assert min(Counter(usable).values()) < budget
-        return
-    visible = [row for row in found if row.shown]
-    assert Counter(row.label for row in visible) == {"a": budget, "b": budget}
-    assert {row.split for row in visible} <= {"train", "validation"}
-    for name in "ab":
-        of_class = Counter(row.split for row in visible if row.label == name)
-        assert of_class["train"] >= 1
-        assert validation is None or of_class["validation"] <= validation
-    assert [row.digest for row in found] == [row.digest for row in rows]
-
-
-@given(case=budgets())
-def test_a_bigger_budget_shows_a_superset(params, case):
-    rows, budget, validation = case
-    chosen = {"validation_labels_per_class": validation}
-    try:
-        larger = shown(rows, params(labels_per_class=budget + 1, **chosen))
-    except DataError:
-        larger = shown(rows, params(labels_per_class=None, **chosen))
-    try:
-        smaller = shown(rows, params(labels_per_class=budget, **chosen))
-    except DataError:
-        return
-    assert smaller < larger or smaller == larger
-
-
-@given(case=budgets())
-def test_without_a_budget_every_training_label_is_shown(params, case):
-    rows, _, validation = case
-    found = shown(rows, params(validation_labels_per_class=validation))
-    assert {row.digest for row in rows if row.label and row.split == "train"} <= found
-    assert not {row.digest for row in rows if row.split == "test" or not row.label} & found
-
-
-def test_another_draw_shows_other_labels_of_the_same_rows(params):
-    rows = labelled_rows({("a", "train"): 40, ("b", "train"): 40, ("a", "test"): 3})
-    first, second = (shown(rows, params(labels_per_class=5, draw=draw)) for draw in (0, 1))
-    assert first != second
-    assert len(first) == len(second) == 10
-    assert shown(rows, params(labels_per_class=5, draw=0)) == first
 
 
 # As a command

@@ -1,5 +1,6 @@
 import io
 import zipfile
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -155,6 +156,207 @@ def test_a_table_row_with_another_split_is_named(tmp_path):
     pq.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet#0: 'split' is 'dev'"):
         read(tmp_path)
+
+
+# NPZ files
+
+
+def npz(folder, **arrays):
+    """Writes `all.npz` and says what is read from it."""
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "all.npz", **arrays)
+    return list(Images().read(folder))
+
+
+def pixels_in(content):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode"),
+    [((8, 8), "L"), ((5, 9, 1), "L"), ((9, 5, 3), "RGB"), ((1, 1, 4), "RGBA"), ((200, 330), "L")],
+)
+def test_an_npz_files_images_come_back_as_they_were(tmp_path, shape, mode):
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    found = npz(tmp_path, images=images)
+    assert [row.source for row in found] == ["all.npz#0", "all.npz#1", "all.npz#2"]
+    assert {(row.label, row.split) for row in found} == {(None, None)}
+    for row, image in zip(found, images, strict=True):
+        with Image.open(io.BytesIO(row.content)) as opened:
+            assert (opened.format, opened.mode) == ("PNG", mode)
+        np.testing.assert_array_equal(
+            pixels_in(row.content), image.squeeze(axis=2) if shape[2:] == (1,) else image
+        )
+
+
+@given(
+    images=st.sampled_from([(), (1,), (3,), (4,)]).flatmap(
+        lambda channels: arrays.arrays(
+            np.uint8,
+            st.tuples(st.integers(0, 3), st.integers(1, 7), st.integers(1, 7)).map(
+                lambda shape: shape + channels
+            ),
+        )
+    )
+)
+def test_every_pixel_of_an_npz_file_survives(tmp_path_factory, images):
+    found = npz(tmp_path_factory.mktemp("npz"), images=images)
+    expected = images[..., 0] if images.shape[3:] == (1,) else images
+    assert len(found) == len(images)
+    for row, image in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(pixels_in(row.content), image)
+
+
+def test_the_bytes_follow_from_the_pixels_alone(tmp_path):
+    """A new version of a library must not give rows other names, or they change their splits."""
+    images = (np.arange(2 * 6 * 5 * 3) % 256).astype(np.uint8).reshape(2, 6, 5, 3)
+    plain = npz(tmp_path / "plain", images=images)
+    np.savez_compressed(tmp_path / "plain" / "all.npz", images=np.asfortranarray(images))
+    packed = list(Images().read(tmp_path / "plain"))
+    assert [row.content for row in packed] == [row.content for row in plain]
+    name = "e9822f94c008d3ba64be84cec239ed17"
+    assert sha256(plain[0].content).hexdigest().startswith(name)
+
+
+def test_a_grey_image_is_grey_whether_it_has_an_axis_for_channels_or_not(tmp_path):
+    images = NOISE[None, :8, :8]
+    flat, deep = (
+        npz(tmp_path / "flat", images=images),
+        npz(tmp_path / "deep", images=images[..., None]),
+    )
+    assert flat[0].content == deep[0].content
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (np.array(["cat", "", "dog"]), ["cat", None, "dog"]),
+        (np.array([b"cat", b"", b"dog"]), ["cat", None, "dog"]),
+        (np.array([7, -1, 0]), ["7", None, "0"]),
+        (np.array([7, 255, 0], np.uint8), ["7", "255", "0"]),
+        (np.array([7.0, np.nan, 0.0]), ["7", None, "0"]),
+        (np.array([7.0, -1.0, 0.0], np.float32), ["7", None, "0"]),
+        (np.array(["-1", "nan", "é"]), ["-1", "nan", "é"]),
+    ],
+    ids=["texts", "bytes", "whole", "small", "nan", "minus one", "texts that look like none"],
+)
+def test_labels_may_be_texts_or_numbers_and_missing(tmp_path, labels, expected):
+    found = npz(tmp_path, images=NOISE[:3, :64].reshape(3, 8, 8), labels=labels)
+    assert [row.label for row in found] == expected
+
+
+def test_splits_of_an_npz_file_are_read(tmp_path):
+    images = NOISE[:3, :64].reshape(3, 8, 8)
+    found = npz(tmp_path, images=images, split=np.array(["test", "", "train"]))
+    assert [row.split for row in found] == ["test", None, "train"]
+    with pytest.raises(DataError, match=r"data/all\.npz#1: 'split' is 'dev'"):
+        npz(tmp_path, images=images, split=np.array(["test", "dev", ""]))
+
+
+def test_other_arrays_of_an_npz_file_are_passed_over(tmp_path):
+    ids = np.array([{"no": "number"}], object)
+    found = npz(tmp_path, images=NOISE[None, :8, :8], ids=ids, label=np.array(["a", "b"]))
+    assert [row.label for row in found] == [None]
+
+
+def refusal(folder, **arrays):
+    with pytest.raises(DataError) as caught:
+        npz(folder, **arrays)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+def test_an_npz_file_without_images_says_what_it_holds(tmp_path):
+    line = refusal(tmp_path, x_train=NOISE, y_train=NOISE[0])
+    assert line.startswith(
+        "data/all.npz holds the arrays ['x_train', 'y_train'], expected 'images'"
+    )
+    (tmp_path / "all.npz").unlink()
+    with zipfile.ZipFile(tmp_path / "all.npz", "w") as archive:
+        archive.writestr("images", "no array")
+    with pytest.raises(DataError, match=r"holds the arrays \[\], expected 'images'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 8, 8), np.float32),
+        np.zeros((2, 8, 8), np.int64),
+        np.zeros((2, 8, 8), bool),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((2, 8, 8, 2), np.uint8),
+        np.zeros((2, 3, 8, 8), np.uint8),
+        np.zeros((2, 0, 8), np.uint8),
+        np.zeros((2, 8, 8, 3, 1), np.uint8),
+        np.uint8(3),
+        np.array(["a", "b"]),
+    ],
+    ids=lambda images: f"{images.dtype} {images.shape}",
+)
+def test_images_of_another_type_or_shape_are_refused(tmp_path, images):
+    line = refusal(tmp_path, images=images)
+    assert f"data/all.npz: 'images' is {images.dtype} of shape {images.shape}" in line
+    assert "expected uint8 of shape (N, H, W) or (N, H, W, C)" in line
+
+
+@pytest.mark.parametrize("array", ["labels", "split"])
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()])
+def test_one_label_and_split_for_each_image_are_needed(tmp_path, array, shape):
+    values = np.full(shape, "train")
+    line = refusal(tmp_path, images=NOISE[:3, :64].reshape(3, 8, 8), **{array: values})
+    assert f"data/all.npz: '{array}' has shape {shape}, expected (3,)" in line
+
+
+@pytest.mark.parametrize(
+    "value", [2.5, np.inf, True, 1j, np.datetime64("2026-01-01"), b"\xff"], ids=repr
+)
+def test_a_label_that_is_neither_text_nor_whole_is_refused(tmp_path, value):
+    line = refusal(tmp_path, images=NOISE[None, :8, :8], labels=np.array([value]))
+    assert line.startswith("data/all.npz: 'labels' holds ")
+    assert line.endswith("expected texts or whole numbers")
+
+
+@pytest.mark.parametrize("array", ["images", "labels", "split"])
+def test_nothing_is_unpickled(tmp_path, array):
+    class Trap:
+        def __reduce__(self):
+            return pytest.fail, ("unpickled",)
+
+    plain = {"images": NOISE[None, :8, :8], "labels": np.array(["a"])}
+    line = refusal(tmp_path, **plain | {array: np.array([Trap()], object)})
+    assert line.startswith(f"data/all.npz: '{array}' is no plain array (")
+    assert "never Python objects" in line
+
+
+def test_a_pickle_under_the_name_of_an_npz_file_is_not_opened(tmp_path):
+    np.save(tmp_path / "one.npy", np.array([{"an": "object"}], object), allow_pickle=True)
+    (tmp_path / "one.npy").rename(tmp_path / "all.npz")
+    with pytest.raises(DataError, match=r"data/all\.npz is not a whole NPZ archive"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_file_that_is_cut_or_damaged_is_named(tmp_path, save):
+    path = tmp_path / "all.npz"
+    save(path, images=NOISE[None, :, :] % 40, labels=np.array(["a"]))
+    whole = path.read_bytes()
+    for length in (0, 1, 30, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"data/all\.npz is not a whole NPZ archive") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+    for at in range(70, len(whole) // 2, 97):
+        damage = bytes(255 - value for value in whole[at : at + 4])
+        path.write_bytes(whole[:at] + damage + whole[at + 4 :])
+        with pytest.raises(DataError, match=r"data/all\.npz"):
+            read(tmp_path)
+
+
+def test_hidden_npz_files_are_passed_over(tmp_path):
+    (tmp_path / ".all.npz").write_bytes(b"nothing")
+    assert read(tmp_path) == []
 
 
 @given(

@@ -137,8 +137,42 @@ def test_an_unknown_tensor_in_sizes_is_an_artifact_error(name):
 
 
 def test_a_module_without_a_rule_is_refused():
-    with pytest.raises(ArtifactError, match="no rule to resize a LayerNorm"):
-        resize(nn.Sequential(nn.LayerNorm(4)), {"0.weight": (2,)})
+    with pytest.raises(ArtifactError, match="no rule to resize a GroupNorm"):
+        resize(nn.Sequential(nn.GroupNorm(2, 4)), {"0.weight": (2,)})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (nn.Conv1d(6, 8, 3), nn.Conv1d(4, 5, 3)),
+        (nn.Conv1d(6, 8, 3, groups=2), nn.Conv1d(4, 6, 3, groups=2)),
+        (nn.Conv2d(6, 8, 3), nn.Conv2d(4, 5, 3)),
+        (nn.Linear(6, 8), nn.Linear(4, 5)),
+        (nn.Embedding(9, 6), nn.Embedding(9, 4)),
+        (nn.LayerNorm(6), nn.LayerNorm(4)),
+        (nn.BatchNorm1d(6), nn.BatchNorm1d(4)),
+        (nn.BatchNorm2d(6), nn.BatchNorm2d(4)),
+    ],
+    ids=repr,
+)
+def test_a_resized_module_is_one_that_was_built_so(before, after):
+    state = after.state_dict()
+    changed = {
+        name: tuple(tensor.shape)
+        for name, tensor in state.items()
+        if tensor.shape != before.state_dict()[name].shape
+    }
+    resize(before, changed)
+    before.load_state_dict(state)
+    assert repr(before) == repr(after)
+    inputs = torch.ones(2, 4, 5)
+    if isinstance(after, nn.Embedding):
+        inputs = torch.ones(2, 3, dtype=torch.long)
+    elif isinstance(after, nn.Linear | nn.LayerNorm):
+        inputs = torch.ones(2, 3, 4)
+    elif isinstance(after, nn.Conv2d | nn.BatchNorm2d):
+        inputs = torch.ones(2, 4, 5, 5)
+    assert torch.equal(before.eval()(inputs), after.eval()(inputs))
 
 
 @pytest.mark.parametrize("damage", ["weights", "spec", "sizes"])
@@ -182,6 +216,9 @@ def test_macs_are_counted_by_hand(build, convnet_spec):
     assert count_macs(build(convnet_spec), even_inputs(convnet_spec, 4)) == by_hand
     grouped = nn.Conv2d(8, 8, 3, groups=8, padding=1)
     assert count_macs(grouped, torch.rand(2, 8, 5, 5)) == 25 * 9 * 8
+    flat = nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU(), nn.Linear(7, 2))
+    assert count_macs(flat, torch.rand(2, 4, 9)) == 7 * 4 * 3 * 6 + 6 * 7 * 2
+    assert count_macs(nn.Embedding(9, 4), torch.ones(2, 3, dtype=torch.long)) == 0
 
 
 def test_counting_leaves_no_trace(build, convnet_spec):

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from tasks.augmentations.affine import Affine
-from tasks.modalities.images import Images
 from tasks.objectives.contrastive import Contrastive, nt_xent
-from tasks.rows import Part
+from tasks.runtimes.text import UNKNOWN
 from tasks.views import Views
 
 
@@ -25,10 +24,10 @@ def reference(first, second, temperature):
 
 
 @pytest.fixture
-def pool(compute):
+def pool(part, compute):
     inputs = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
-    part = Part(np.array([str(at) for at in range(40)]), inputs, np.full(40, -1))
-    return Views(part, Images(), Affine(rotation_degrees=10, shift_share=0.1), compute)
+    rows = part(inputs, np.full(40, -1))
+    return Views(rows, Affine(rotation_degrees=10, shift_share=0.1), compute)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -102,7 +101,7 @@ def test_a_step_follows_from_its_generator_and_reaches_body_and_heads(pool):
     objective = Contrastive(batch_size=16, projection=5)
     torch.manual_seed(0)
     body = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU())
-    heads = objective.heads(12)
+    heads = objective.heads(12, pool.part.encoding)
     losses = [
         objective.loss(body, heads, pool, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     ]
@@ -111,3 +110,39 @@ def test_a_step_follows_from_its_generator_and_reaches_body_and_heads(pool):
     losses[0].backward()
     for parameter in [*body.parameters(), *heads.parameters()]:
         assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("width", [1, 7, 300])
+@pytest.mark.parametrize("rows", ["digits", "cultivars", "sentences"])
+def test_the_projector_fits_any_body_of_any_modality(rows, width, request):
+    encoding = request.getfixturevalue(rows).part.encoding
+    heads = Contrastive(projection=5).heads(width, encoding)
+    assert heads(torch.rand(2, width)).shape == (2, 5)
+
+
+def test_two_views_of_a_text_drop_different_tokens(thinned_sentences):
+    seen = []
+    objective = Contrastive(batch_size=16)
+    objective.loss(
+        lambda v: seen.append(v) or v.float(), nn.Identity(), thinned_sentences, torch.Generator()
+    )
+    first, second = seen[0].chunk(2)
+    assert (first != second).any(dim=1).sum() >= 12
+    agree = (first == second) | (first == UNKNOWN) | (second == UNKNOWN)
+    assert agree.all()
+
+
+@pytest.mark.parametrize("rows", ["cultivars", "sentences"])
+def test_views_keep_the_type_that_the_modality_gives_them(rows, request):
+    pool, seen = request.getfixturevalue(rows), []
+    objective = Contrastive(batch_size=8)
+
+    def body(views):
+        seen.append(views)
+        return views.float()
+
+    loss = objective.loss(body, nn.Identity(), pool, torch.Generator())
+    clean = pool.clean(torch.arange(1))
+    assert seen[0].dtype == clean.dtype
+    assert seen[0].shape == (16, *clean.shape[1:])
+    assert loss.isfinite()

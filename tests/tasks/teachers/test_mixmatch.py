@@ -6,35 +6,35 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from tasks.alignment import DECAY
 from tasks.augmentations.affine import Affine
-from tasks.modalities.images import Images
-from tasks.rows import Part
+from tasks.errors import ParamsError
+from tasks.teachers import Setting
 from tasks.teachers.mixmatch import MixMatch, sharpen
 from tasks.views import Views
 
 
-def views_of(pixels, labels, compute, **amounts):
-    names = np.array([str(at) for at in range(len(pixels))])
-    part = Part(names, np.asarray(pixels, np.uint8), np.asarray(labels, np.int64))
-    return Views(part, Images(), Affine(**amounts), compute)
+@pytest.fixture
+def views_of(part, compute):
+    def make(pixels, labels, classes=4, **amounts):
+        return Views(part(pixels, labels, classes), Affine(**amounts), compute)
+
+    return make
 
 
 @pytest.fixture
-def sets(compute):
+def sets(views_of):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1))
     amounts = {"rotation_degrees": 10.0, "shift_share": 0.1}
-    labelled = views_of(pixels[:8], np.arange(8) % 4, compute, **amounts)
-    return {"labelled": labelled, "pool": views_of(pixels, np.full(40, -1), compute, **amounts)}
+    labelled = views_of(pixels[:8], np.arange(8) % 4, **amounts)
+    return {"labelled": labelled, "pool": views_of(pixels, np.full(40, -1), **amounts)}
 
 
 @pytest.fixture
-def single(compute):
+def single(views_of):
     """One labelled row and one pool row, so that no draw of rows matters."""
     pixels = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 1))
-    return {
-        "labelled": views_of(pixels[:1], [2], compute),
-        "pool": views_of(pixels[1:], [-1], compute),
-    }
+    return {"labelled": views_of(pixels[:1], [2]), "pool": views_of(pixels[1:], [-1])}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def network():
 
 def loss(method, network, sets, share_done, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return method.loss(network, **sets, share_done=share_done, generator=generator)
+    return method.lesson(Setting(network, **sets))(share_done, generator)
 
 
 # Sharpening
@@ -134,9 +134,9 @@ def test_labels_of_the_labelled_rows_do(network, sets):
     assert not torch.equal(loss(MixMatch(), network, sets, 0.5), before)
 
 
-def test_mixed_rows_stay_nearer_to_themselves(compute):
-    white = views_of(np.full((1, 8, 8, 1), 255), [0], compute)
-    black = views_of(np.zeros((1, 8, 8, 1)), [-1], compute)
+def test_mixed_rows_stay_nearer_to_themselves(views_of):
+    white = views_of(np.full((1, 8, 8, 1), 255), [0], classes=2)
+    black = views_of(np.zeros((1, 8, 8, 1)), [-1], classes=2)
     seen = []
 
     class Recorder(nn.Module):
@@ -153,7 +153,7 @@ def test_mixed_rows_stay_nearer_to_themselves(compute):
     assert ((mixed > 0.05) & (mixed < 0.95)).sum() > 10
 
 
-def test_mixing_weights_come_from_the_beta_distribution(compute):
+def test_mixing_weights_come_from_the_beta_distribution(views_of):
     # White rows only mix visibly with black ones: max(w, 1 - w) is known for w ~ Beta(a, a).
     pixels = np.zeros((1, 8, 8, 1))
     seen = []
@@ -165,8 +165,8 @@ def test_mixing_weights_come_from_the_beta_distribution(compute):
 
     method = MixMatch(labelled_batch=3000, pool_batch=3000, views=1, mix=2.0)
     sets = {
-        "labelled": views_of(pixels + 255, [0], compute),
-        "pool": views_of(pixels, [-1], compute),
+        "labelled": views_of(pixels + 255, [0], classes=2),
+        "pool": views_of(pixels, [-1], classes=2),
     }
     loss(method, Recorder(), sets, 0.5)
     mixed = seen[-1].mean(dim=(1, 2, 3))[:3000].numpy()
@@ -176,3 +176,39 @@ def test_mixing_weights_come_from_the_beta_distribution(compute):
     assert len(changed) == pytest.approx(1500, abs=150)
     assert changed.mean() == pytest.approx(expected.mean(), abs=0.012)
     assert changed.std() == pytest.approx(expected.std(), abs=0.012)
+
+
+# What it shares with other teachers
+
+
+def test_the_labelled_part_takes_adjusted_logits(network, single):
+    plain, adjusted = (
+        loss(barely_mixed(pool_weight=0.0, logit_adjustment=tau), network, single, 1.0)
+        for tau in (0.0, 1.5)
+    )
+    logits = network(single["labelled"].clean(torch.tensor([0])))
+    shares = torch.tensor([1, 1, 2, 1]) / 5
+    target = torch.tensor([2])
+    torch.testing.assert_close(plain, functional.cross_entropy(logits, target))
+    expected = functional.cross_entropy(logits + 1.5 * shares.log(), target)
+    torch.testing.assert_close(adjusted, expected)
+
+
+def test_a_guess_is_aligned_before_it_is_sharpened(network, single):
+    method = barely_mixed(views=1, alignment=True, temperature=0.5, pool_weight=25.0)
+    found = loss(method, network, single, 1.0)
+    labelled, pool = (single[name].clean(torch.tensor([0])) for name in ("labelled", "pool"))
+    says = network(pool).softmax(1)
+    running = DECAY / 4 + (1 - DECAY) * says.detach()
+    guess = (says.detach() * torch.tensor([1, 1, 2, 1]) / running) ** 2
+    consistency = (says - guess / guess.sum()).square().mean()
+    supervised = functional.cross_entropy(network(labelled), torch.tensor([2]))
+    torch.testing.assert_close(found, supervised + 25 * consistency, rtol=1e-4, atol=1e-6)
+    without = barely_mixed(views=1, temperature=0.5, pool_weight=25.0)
+    assert (loss(without, network, single, 1.0) - found).abs() > 1e-3
+
+
+def test_tokens_are_refused_with_what_to_take_instead(tokens, bag, setting_of):
+    lesson = MixMatch().lesson(setting_of(bag(), tokens[0]))
+    with pytest.raises(ParamsError, match="mixmatch mixes inputs, which tokens cannot be; use"):
+        lesson(0.5, torch.Generator().manual_seed(0))

@@ -1,0 +1,68 @@
+"""Every method that params.yaml can ask for, read from the drawers themselves."""
+
+import inspect
+from typing import Any
+
+from tasks.augmentations import AUGMENTATIONS
+from tasks.combinations import COMBINATIONS
+from tasks.drawers import Drawer
+from tasks.errors import ParamsError
+from tasks.estimators import ESTIMATORS
+from tasks.gates import GATES
+from tasks.losses import LOSSES
+from tasks.modalities import MODALITIES
+from tasks.networks import NETWORKS
+from tasks.objectives import OBJECTIVES
+from tasks.pruners import PRUNERS
+from tasks.quantizers import QUANTIZERS
+from tasks.sections import Section, hint
+from tasks.teachers import TEACHERS
+
+DRAWERS: tuple[Drawer[Any], ...] = (
+    MODALITIES,
+    AUGMENTATIONS,
+    NETWORKS,
+    OBJECTIVES,
+    TEACHERS,
+    ESTIMATORS,
+    LOSSES,
+    COMBINATIONS,
+    PRUNERS,
+    QUANTIZERS,
+    GATES,
+)
+
+
+def listed() -> dict[str, dict[str, str]]:
+    """One line on every method, by drawer and name."""
+    return {
+        drawer.noun: {name: _first_line(found) for name, found in drawer.methods.items()}
+        for drawer in DRAWERS
+    }
+
+
+def described(name: str) -> str:
+    """All that a method's docstring says.
+
+    Args:
+        name: A method's name, or `drawer.name` where two drawers have one of it.
+
+    Raises:
+        ParamsError: No drawer has it; names the nearest.
+    """
+    noun, _, short = name.rpartition(".")
+    found = [
+        drawer.methods[short]
+        for drawer in DRAWERS
+        if noun in {"", drawer.noun} and short in drawer.methods
+    ]
+    if not found:
+        known = sorted({method for drawer in DRAWERS for method in drawer.methods})
+        raise ParamsError(f"there is no method '{name}'{hint(short, known)}")
+    return "\n\n".join(inspect.cleandoc(method.__doc__ or "") for method in found)
+
+
+def _first_line(method: type[Section]) -> str:
+    takes = getattr(method, "takes", None)
+    line = inspect.cleandoc(method.__doc__ or "").partition("\n")[0]
+    return f"{line} [{takes}]" if takes else line

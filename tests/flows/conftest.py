@@ -1,0 +1,75 @@
+"""A project of the chain's other shape, retrained and compared once for all tests."""
+
+import copy
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+MARK = "=" * 30
+
+COMMANDS = f"""
+import sys
+from flows.cli import main
+for command in (["retrain", "--json"], ["compare", "--json"], ["compare"]):
+    assert main(command) == 0, command
+    for stream in (sys.stdout, sys.stderr):
+        print("{MARK}", file=stream, flush=True)
+"""
+
+
+def other_shape(tree):
+    """Three teachers, one of them scikit-learn's; no pretraining, no pruning; few steps."""
+    tree = copy.deepcopy(tree)
+    network = {"name": "convnet", "widths": [8, 8]}
+    fit = {"steps": 12, "learning_rate": 2.0e-3}
+    tree["pretrain"] = tree["prune"] = None
+    tree["teach"][0] |= {
+        "network": network,
+        "method": {"name": "mixmatch", "labelled_batch": 8, "pool_batch": 16},
+        "fit": fit,
+        "members": 2,
+    }
+    tree["consult"] = [{"estimator": {"name": "logistic_regression"}}]
+    tree["distill"] |= {"network": network, "fit": fit}
+    tree["supervise"] |= {"network": network, "fit": fit, "batch_size": 32}
+    tree["compare"] = {"draws": [0], "baselines": [{"name": "logistic_regression"}]}
+    return tree
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A project that was retrained, compared and compared again.
+
+    Attributes:
+        retrained: What `retrain --json` said.
+        compared: What `compare --json` said.
+        shown: What `compare` said to people.
+        progress: What each of the three said on stderr.
+    """
+
+    project: object
+    retrained: dict
+    compared: dict
+    shown: str
+    progress: list[str]
+
+
+@pytest.fixture(scope="session")
+def compared(fresh, plain_params, tmp_path_factory):
+    """Read only, as it is shared."""
+    root = tmp_path_factory.mktemp("compared") / "project"
+    shutil.copytree(fresh.root, root, symlinks=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(other_shape(plain_params), sort_keys=False))
+    project = type(fresh)(Path(root))
+    environment = project.environment | {"COLUMNS": "100"}
+    done = project.command(sys.executable, "-c", COMMANDS, env=environment)
+    assert done.returncode == 0, done.stderr
+    retrained, compared, shown, _ = done.stdout.split(MARK)
+    return Compared(
+        project, json.loads(retrained), json.loads(compared), shown, done.stderr.split(MARK)
+    )
