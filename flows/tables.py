@@ -56,10 +56,11 @@ def arms_table(comparison: Comparison) -> Table:
 def show_comparison(console: Console, compared: Compared) -> None:
     """The table, the picture and the advice."""
     found = compared.comparison
+    repeats = "1 repeat" if found.repeats == 1 else f"{found.repeats} repeats"
     console.print(
         Group(
             arms_table(found),
-            f"accuracy: on the same {found.rows} test rows, {found.repeats} repeats (label draws "
+            f"accuracy: on the same {found.rows} test rows, {repeats} (label draws "
             "and seeds); gain: over the labels alone, paired by repeat and row.",
             "overfit: accuracy on the training rows whose labels were shown, minus that on test "
             "rows, in points.",

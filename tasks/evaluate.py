@@ -160,7 +160,7 @@ def evaluate(work: Work, params: EvaluateParams, **models: ModelRef) -> dict[str
     measured = [
         _measured(work, role, folders[role], share(right[role]), times[role]) for role in models
     ]
-    if work.rows.unseen:
+    if np.isin(test.labels, work.rows.unseen).any():
         measured = [
             found.model_copy(
                 update={

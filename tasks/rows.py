@@ -128,7 +128,7 @@ class Rows:
     @property
     def unseen(self) -> list[int]:
         """Numbers of the classes of which no label is ever shown."""
-        return [self.classes.index(name) for name in self.schema["budget"]["unseen_classes"]]
+        return [self.classes.index(name) for name in self.budget.unseen_classes]
 
     @cached_property
     def train(self) -> Part:

@@ -17,7 +17,7 @@ from PIL import Image
 from flows.arms import Arm as Way
 from flows.arms import arms
 from flows.chain import plan
-from flows.compare import _run, advice, interval, rows_of
+from flows.compare import _run, advice, cells_of, interval, rows_of
 from tasks.compare import (
     CONTROL,
     DISTILLED,
@@ -57,8 +57,10 @@ def store(project):
     return Tracking(project.uri, project.root / ".stillmark")
 
 
-def finished_runs(project):
-    return [run for run in store(project).last_runs("digits", 999) if "stillmark.key" in tags(run)]
+def stage_runs(project):
+    """The runs of stages; that of the promotion is none."""
+    runs = store(project).last_runs("digits", 999)
+    return [run for run in runs if tags(run)["stillmark.stage"] != "promote"]
 
 
 def tags(run):
@@ -68,7 +70,7 @@ def tags(run):
 def right_of(project):
     """The table of right test rows that the report holds."""
     found = store(project)
-    (run,) = [run for run in finished_runs(project) if tags(run)["stillmark.stage"] == "assess"]
+    (run,) = [run for run in stage_runs(project) if tags(run)["stillmark.stage"] == "assess"]
     folder = found.fetch(ModelRef.model_validate_json(tags(run)["stillmark.ref"])).folder
     return pyarrow.parquet.read_table(payload_of(folder) / RIGHT_FILE)
 
@@ -136,20 +138,15 @@ def test_every_arm_answers_the_same_test_rows(compared):
     table = right_of(compared.project)
     test = Rows(compared.project.root / "prepared").open_test()
     assert table["row"].to_pylist() == test.names.tolist()
-    assert table.column_names == [
-        "row",
-        *(cell(name, draw, 0) for name in NAMES for draw in (0, 1)),
-    ]
+    assert table.column_names == ["row", *(cell(name, 0, 0) for name in NAMES)]
 
 
-def test_gains_are_paired_by_draw_and_row(compared):
+def test_gains_are_paired_by_row(compared):
     table = right_of(compared.project)
-
-    def right(name):
-        return np.array([table[cell(name, draw, 0)].to_pylist() for draw in (0, 1)], float)
-
     for row in compared.compared["arms"]:
-        mine, control = right(row["arm"]), right(CONTROL)
+        mine, control = (
+            np.array(table[cell(name, 0, 0)].to_pylist(), float) for name in (row["arm"], CONTROL)
+        )
         assert row["accuracy"] == pytest.approx(mine.mean())
         if row["gain"] is not None:
             assert row["gain"] == pytest.approx((mine - control).mean())
@@ -166,17 +163,18 @@ def test_what_the_retraining_made_is_taken(compared):
     )
     reused = Counter(line.split()[0] for line in comparison.splitlines() if " reused" in line)
     assert reused >= Counter(["supervise", "teach", "teach", "consult", "distill"])
-    keys = Counter(tags(run)["stillmark.key"] for run in finished_runs(compared.project))
-    stages = Counter(tags(run)["stillmark.stage"] for run in finished_runs(compared.project))
+    keys = Counter(tags(run)["stillmark.key"] for run in stage_runs(compared.project))
+    stages = Counter(tags(run)["stillmark.stage"] for run in stage_runs(compared.project))
     assert max(keys.values()) == 1
-    # The control, the one without views and the oracle of draw 0; the first two of draw 1.
-    assert stages["supervise"] == 5
-    # Two members in two draws, the same of shuffled labels; self-training in two draws.
-    assert stages["teach"] == 2 * 2 * 2 + 2
-    assert stages["distill"] == 2 * 2
-    # The teacher of two draws, twice; the baseline is the same model as the teacher.
-    assert stages["consult"] == 2 * 2
-    assert stages["assess"] == 1
+    assert stages == {
+        "supervise": 3,  # the control, the one without views, the oracle
+        "teach": 5,  # two members, the same of shuffled labels, self-training
+        "consult": 2,  # the teacher, also of shuffled labels; the baseline is the same model
+        "distill": 2,
+        "quantize": 1,
+        "evaluate": 1,
+        "assess": 1,
+    }
 
 
 def test_a_second_comparison_trains_nothing(compared):
@@ -198,7 +196,7 @@ def test_people_are_shown_the_table_the_picture_and_the_advice(compared):
     flat = " ".join(text.split())
     assert compared.compared["advice"] in flat
     assert compared.compared["plot"] in flat
-    assert "on the same 36 test rows, 2 repeats" in flat
+    assert "on the same 36 test rows, 1 repeat (label draws and seeds)" in flat
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
@@ -213,7 +211,7 @@ def test_prefect_knows_the_cells_and_that_all_has_ended(compared):
         tables = connection.execute(query).fetchall()
     assert flows == [("COMPLETED",)] * 3
     assert states == [("COMPLETED",)]
-    names = {cell(name, draw, 0) for name in NAMES for draw in (0, 1)}
+    names = {cell(name, 0, 0) for name in NAMES}
     assert Counter(name for (name,) in cells) == dict.fromkeys(names, 2)
     assert len(tables) == 2
     for data, description in tables:
@@ -251,6 +249,21 @@ def labels(part):
     return dict(zip(known.names.tolist(), known.labels.tolist(), strict=True))
 
 
+def test_every_arm_has_a_cell_for_every_draw_and_seed(bench):
+    section = bench.params.compare.model_copy(update={"draws": (3, 0), "seeds": (0, 5)})
+    params = bench.params.model_copy(update={"compare": section})
+    prepared = Rows(bench.root / "prepared").budget
+    found = cells_of(bench.run, params, prepared)
+    ways = arms(params)
+    assert list(found) == [
+        cell(way.named.name, draw, seed) for way in ways for draw in (3, 0) for seed in (0, 5)
+    ]
+    for way in ways:
+        arm, run = found[cell(way.named.name, 3, 5)]
+        assert arm.named == way.named
+        assert run == _run(bench.run, way, prepared, 3, 5)
+
+
 @pytest.mark.parametrize("kind", ["control", "teacher", "student", "baseline"])
 def test_the_prepared_labels_are_the_retrainings_own(bench, own, kind):
     """The same run has the same stage keys."""
@@ -259,9 +272,7 @@ def test_the_prepared_labels_are_the_retrainings_own(bench, own, kind):
 
 def test_another_draw_and_another_seed_are_other_runs(bench, own):
     found = [own("student", draw, seed) for draw in (0, 1, 2) for seed in (0, 1)]
-    section = bench.params.supervise
     keys = {arms(bench.params)[0].build(Keys(run), bench.params).key for run in found}
-    assert section
     assert len(keys) == 6
     assert [run.compute.seed for run in found] == [0, 1] * 3
     for run in found:
@@ -526,7 +537,7 @@ def wait_for(project, child, query, what):
 @pytest.fixture
 def small(untrained):
     """A project with a comparison of some seconds."""
-    untrained.change("compare", {"draws": [0]})
+    untrained.change("compare", {"draws": [0, 1]})
     for section in ("pretrain", "teach.0", "distill", "supervise"):
         untrained.change(f"{section}.fit.steps", 12)
     return untrained
@@ -541,7 +552,7 @@ def test_a_killed_comparison_goes_on_from_the_cells_that_were_done(small):
     assert child.wait() == -signal.SIGKILL
     before = {
         tags(run)["stillmark.key"]: run.info.run_id
-        for run in finished_runs(small)
+        for run in stage_runs(small)
         if run.info.status == "FINISHED"
     }
     assert len(before) >= 2
@@ -549,7 +560,7 @@ def test_a_killed_comparison_goes_on_from_the_cells_that_were_done(small):
     done = small.stillmark("compare", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["arms"][0]["arm"] == CONTROL
-    found = [run for run in finished_runs(small) if run.info.status == "FINISHED"]
+    found = [run for run in stage_runs(small) if run.info.status == "FINISHED"]
     after = {tags(run)["stillmark.key"]: run.info.run_id for run in found}
     assert len(after) == len(found)
     assert before.items() < after.items()
@@ -564,7 +575,7 @@ def test_a_terminated_comparison_ends_while_a_cell_trains(small):
         wait_for(small, child, "SELECT count(*) FROM metrics", "training")
         child.terminate()
         assert child.wait(60) == 128 + signal.SIGTERM
-        (run,) = finished_runs(small)
+        (run,) = stage_runs(small)
         assert run.info.status == "FAILED"
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -12,6 +12,7 @@ from tasks.estimators import ESTIMATORS, Fitted
 from tasks.estimators.gradient_boosting import GradientBoosting
 from tasks.modalities import Encoding
 from tasks.modalities.tables import Tables
+from tasks.modalities.text import Text
 from tasks.rows import Part
 
 
@@ -122,7 +123,8 @@ def test_images_are_flat_numbers(part):
 
 
 def test_texts_are_refused(pool):
-    texts = replace(pool, contents=np.full(len(pool), b"text", object))
+    encoding = replace(pool.encoding, modality=Text())
+    texts = replace(pool, contents=np.full(len(pool), b"text", object), encoding=encoding)
     with pytest.raises(ParamsError, match="texts; take logistic_regression"):
         GradientBoosting().fit(texts, 0)
 
