@@ -1,13 +1,17 @@
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from flows.compare import Compared, advice
 from flows.retrain import Outcome
-from flows.tables import models_table, show
+from flows.tables import arms_table, models_table, show, show_comparison
+from tasks.compare import Arm, Comparison, Named
 from tasks.evaluate import Evaluation, Measured
 from tasks.promote import Decision
 from tasks.refs import ModelRef, VersionRef
+from tasks.statistics import Gain
 
 
 def measured(role, accuracy, size):
@@ -88,3 +92,50 @@ def test_a_chain_that_does_not_help_is_said_not_to(evaluation):
         found = evaluation.model_copy(update={"gain_over_control": gain})
         show(Console(file=stream, width=200), Outcome(None, {}, found, decision, ""))
         assert ("does not help here" in stream.getvalue()) is said
+
+
+def arm(name, kind, accuracy, gain):
+    return Arm(
+        named=Named(name=name, kind=kind, sentence=f"what {name} is"),
+        accuracy=accuracy,
+        gain=gain,
+        train_accuracy=0.99,
+    )
+
+
+@pytest.fixture
+def comparison():
+    control = arm("labels only", "control", Gain(0.7, 0.65, 0.75), None)
+    student = arm("distilled", "student", Gain(0.8125, 0.771, 0.856), Gain(0.1125, 0.06, 0.166))
+    worse = arm("a name of many words", "student", Gain(0.6, 0.5, 0.7), Gain(-0.1, -0.2, 0.0))
+    arms = (control, student, worse)
+    return Comparison(rows=500, repeats=3, arms=arms, pretraining=Gain(0.01, -0.01, 0.03))
+
+
+def test_every_arm_has_its_line(comparison):
+    lines = printed(arms_table(comparison)).splitlines()
+    control, student, worse = (
+        next(line for line in lines if one.named.name in line) for one in comparison.arms
+    )
+    for figure in ("81.25%", "77.1–85.6%", "+11.2 (+6.0 to +16.6)", "+17.8"):
+        assert figure in student
+    for figure in ("70.00%", "65.0–75.0%", " – ", "+29.0"):
+        assert figure in control
+    assert "-10.0 (-20.0 to +0.0)" in worse
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_comparison_says_what_it_means(comparison, width, repeats):
+    found = comparison.model_copy(update={"repeats": repeats})
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    show_comparison(console, Compared(found, Path("/home/comparison.png"), ""))
+    text = " ".join(stream.getvalue().split())
+    assert "on the same 500 test rows" in text
+    assert ("1 repeat (" in text) is (repeats == 1)
+    assert ("3 repeats (" in text) is (repeats == 3)
+    assert "/home/comparison.png" in text
+    assert advice(found) in text
+    assert "judge on rows collected later" in text
+    assert max(len(line) for line in stream.getvalue().splitlines()) <= width
