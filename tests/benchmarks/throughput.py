@@ -34,11 +34,15 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from tasks.augmentations.affine import Affine
+from tasks.combinations.mean import Mean
 from tasks.compute import Compute, ComputeParams
-from tasks.distillation import TaughtViews
+from tasks.distillation import CachedViews, LiveViews, NetworkAnswers, Panel
 from tasks.fit import FitParams, Step, Watch, fit
+from tasks.losses import Pair
 from tasks.losses.soft_labels import SoftLabels
-from tasks.networks import Network, Spec
+from tasks.modalities import Encoding
+from tasks.modalities.images import Images
+from tasks.networks import Classifier, Network, Spec
 from tasks.networks.convnet import ConvNet
 from tasks.networks.resnet import ResNet
 from tasks.rows import Part
@@ -238,10 +242,12 @@ def random_part(rows: int) -> Part:
     random = np.random.default_rng(0)
     inputs = random.integers(0, 256, (rows, *SHAPE), dtype=np.uint8)
     labels = random.integers(0, CLASSES, rows)
-    return Part(np.asarray([f"{row:064x}" for row in range(rows)]), inputs, labels)
+    names = np.asarray([f"{row:064x}" for row in range(rows)])
+    schema = {"shape": list(SHAPE), "classes": [str(label) for label in range(CLASSES)]}
+    return Part(names, inputs, labels, Encoding(Images(), schema))
 
 
-def build(network: Network) -> nn.Module:
+def build(network: Network) -> Classifier:
     """A network for these images, with weights from a fixed seed."""
     torch.manual_seed(0)
     return Spec(network=network, shape=SHAPE, outputs=CLASSES).build()
@@ -278,7 +284,11 @@ def project_views(part: Part, threads: int, precision: Precision = "auto") -> Vi
 def fitting(network: nn.Module, step: Step, views: Views) -> Epoch:
     """Epochs of `tasks.fit.fit`."""
     params = FitParams(steps=len(views) // BATCH, learning_rate=RATE, weight_decay=DECAY)
-    return lambda: fit(network, step, params, views.compute)
+
+    def epoch() -> None:
+        fit(network, step, params, views.compute)
+
+    return epoch
 
 
 def labels_loop(
@@ -301,10 +311,12 @@ def labels_loop(
     return fitting(network, step, views)
 
 
-def ask_teacher(views: Views) -> TaughtViews:
+def ask_teacher(views: Views) -> CachedViews:
     """Runs the teacher over views of every row."""
     teacher = views.compute.place(build(TEACHER)).eval()
-    return TaughtViews.ask(teacher, views, CACHED_VIEWS, views.compute, Watch())
+    panel = Panel([NetworkAnswers(teacher)], Mean(), views.labels)
+    live = LiveViews(views, torch.arange(len(views)), panel, views.compute)
+    return CachedViews.ask(live, CACHED_VIEWS, SoftLabels.needs, Watch())
 
 
 def taught_loop(part: Part, threads: int) -> Epoch:
@@ -314,8 +326,8 @@ def taught_loop(part: Part, threads: int) -> Epoch:
     student = views.compute.place(build(STUDENT))
 
     def step(_at: int, generator: torch.Generator) -> Tensor:
-        inputs, logits, labels = taught.batch(BATCH, generator)
-        return loss(student(inputs).float(), logits, labels)
+        inputs, said, labels = taught.batch(BATCH, generator)
+        return loss(Pair(student.outputs(inputs), said, labels))
 
     return fitting(student, step, views)
 

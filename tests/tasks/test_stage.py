@@ -7,17 +7,27 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from tasks import networks
+from tasks.consult import ConsultParams, consult
 from tasks.errors import ArtifactError, StillmarkError
+from tasks.estimators import answers
+from tasks.estimators.logistic_regression import LogisticRegression
+from tasks.exporters import MODEL_FILE
+from tasks.fit import FitParams
 from tasks.lineage import origin
 from tasks.lineage.digests import canonical, digest_of_file
 from tasks.lineage.record import Code, Record
+from tasks.rows import Rows
 from tasks.stage import stage
 from tasks.supervise import supervise
 from tasks.tracking import Tracking, payload_of
+
+SHORT = FitParams(steps=3, learning_rate=1e-3)
 
 
 def flip(path):
@@ -98,11 +108,16 @@ def test_the_key_follows_from_all_that_decides_the_result(bench, toy, monkeypatc
     other_data = run.data.model_copy(update={"content": "0" * 64})
     other_seed = run.compute.model_copy(update={"seed": 1})
     other_parent = parent.model_copy(update={"content": "0" * 64})
+    budget = Rows(bench.root / "prepared").budget
     keys = [
         key(),
         key(section=toy.section(quality="lazy")),
         key(run=replace(run, data=other_data)),
         key(run=replace(run, compute=other_seed)),
+        key(run=replace(run, redraw=budget.redraw(draw=1))),
+        key(run=replace(run, redraw=budget.redraw(draw=2))),
+        key(run=replace(run, redraw=budget.redraw(draw=1, shuffled=True))),
+        key(run=replace(run, redraw=budget.redraw(labels_per_class=None))),
         key(teacher=parent),
         key(student=parent),
         key(teacher=other_parent),
@@ -212,6 +227,66 @@ def test_prepared_rows_that_changed_under_the_run_are_refused(bench, toy):
         toy.make(bench)
     assert toy.calls == []
     assert [run.info.status for run in bench.runs()] in ([], ["FAILED"])
+
+
+def test_a_stage_sees_the_labels_of_its_draw(bench, toy):
+    seen = []
+
+    def look(work, params):
+        known = work.rows.train.labelled
+        seen.append(dict(zip(known.names.tolist(), known.labels.tolist(), strict=True)))
+        (work.folder / "report.json").write_text("{}")
+        return {}
+
+    report = stage("report", is_model=False)(look)
+    prepared = Rows(bench.root / "prepared")
+    changes = ({"draw": 1}, {"labels_per_class": None}, {"shuffled": True})
+    redraws = [None, *(prepared.budget.redraw(**change) for change in changes)]
+    refs = [
+        report._run(replace(bench.run, redraw=redraw), toy.section(quality="good"))
+        for redraw in redraws
+    ]
+    assert len({ref.key for ref in refs}) == len({ref.run_id for ref in refs}) == 4
+    for redraw, found in zip(redraws, seen, strict=True):
+        known = Rows(prepared.folder, redraw).train.labelled
+        assert found == dict(zip(known.names.tolist(), known.labels.tolist(), strict=True))
+    own, drawn, every, shuffled = seen
+    assert own.keys() != drawn.keys()
+    assert own.keys() < every.keys()
+    assert own.keys() == shuffled.keys()
+    assert own != shuffled
+
+
+def test_a_teacher_is_asked_whatever_it_is(bench, toy):
+    """A network looks at the views; an estimator has said all it knows of each row."""
+    said = {}
+    rows = torch.tensor([3, 0, 5])
+
+    def ask(work, params, **teachers):
+        stored = torch.from_numpy(work.rows.train.inputs[rows.numpy()].copy())
+        inputs = work.compute.place(torch.nn.Identity())(work.rows.modality.to_network(stored))
+        with torch.no_grad():
+            for name, ref in teachers.items():
+                said[name] = work.answering(ref)(inputs, rows).logits.numpy(), work.files(ref)
+                said[f"{name} of nothing"] = work.answering(ref)(inputs * 0, rows).logits.numpy()
+        (work.folder / "report.json").write_text("{}")
+        return {}
+
+    network = supervise._run(bench.run, bench.params.supervise.model_copy(update={"fit": SHORT}))
+    section = ConsultParams(estimator=LogisticRegression())
+    teachers = {"network": network, "estimator": consult._run(bench.run, section)}
+    stage("report", is_model=False)(ask)._run(bench.run, toy.section(quality="good"), **teachers)
+
+    logits, folder = said["estimator"]
+    np.testing.assert_array_equal(logits, answers(folder)[rows.numpy()])
+    np.testing.assert_array_equal(said["estimator of nothing"], logits)
+    logits, folder = said["network"]
+    session = onnxruntime.InferenceSession(folder / MODEL_FILE)
+    stored = Rows(bench.root / "prepared").train.inputs[rows.numpy()]
+    inputs = stored.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    (expected,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert np.abs(said["network of nothing"] - logits).max() > 1e-3
 
 
 def test_checkpoints_go_when_the_stage_is_done(bench, toy):

@@ -170,6 +170,25 @@ def test_words_are_factorised_pointwise_mutual_information():
     np.testing.assert_allclose(found @ found.T, root, atol=1e-6)
 
 
+def test_company_is_the_cosine_of_centred_means_of_words_vectors():
+    rows, names = ["red car", "blue car car", "sea and sky", "sky"], ["red", "blue sky", "unheard"]
+    found = class_names._company(rows, names, 5, 3, 0)
+    reader = TfidfVectorizer(sublinear_tf=True).fit(rows)
+    vectors = class_names._word_vectors(rows, reader, 5, 3, 0)
+
+    def means(texts):
+        sums = reader.transform(texts).toarray() @ vectors
+        return [row / max(np.linalg.norm(row), 1e-12) for row in sums]
+
+    middle = np.mean(means(rows), axis=0)
+    for row, text in enumerate(means(rows)):
+        for column, name in enumerate(means(names)[:2]):
+            one, other = text - middle, name - middle
+            cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+            assert found[row, column] == pytest.approx(cosine, abs=1e-9)
+    np.testing.assert_array_equal(found[:, 2], 0)
+
+
 def test_words_of_different_texts_never_stand_together():
     rows = ["a b", "c d"]
     reader = TfidfVectorizer(analyzer=str.split).fit(rows)
@@ -291,6 +310,16 @@ def test_weights_are_learnt_from_seen_classes():
     assert abs(found[0]) < 1
 
 
+def test_the_penalty_on_seen_classes_joins_the_last_weight(monkeypatch):
+    labels = np.arange(480) % 12
+    labels[np.isin(labels, [3, 7, 11]) | (np.arange(480) >= 240)] = -1
+    found = []
+    for by in (0.0, 7.0):
+        monkeypatch.setattr(class_names, "PENALTIES", np.array([by]))
+        found.append(scene(labels, 12, []).weights(0))
+    np.testing.assert_allclose(found[1] - found[0], [0, 0, 0, 0, 0, 0, 0, 7])
+
+
 def test_balancing_evens_out_within_seen_and_unseen():
     random = np.random.default_rng(0)
     guess = random.dirichlet([8, 4, 1, 1, 0.3], 500).astype(np.float32)
@@ -327,8 +356,35 @@ def test_similarities_have_mean_0_and_variance_1_and_unknown_names_are_0():
 # Its parameters
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"window": 1},
+        {"dimensions": 5},
+        {"neighbours": 2},
+        {"smoothing": 0.0},
+        {"balance": 0.0},
+        {"keep_share": 0.2},
+        {"strength": 0.1},
+        {"temperature": 0.5},
+    ],
+    ids=str,
+)
+def test_every_parameter_counts(zero_shot, fitted, other):
+    found = ClassNames(**other).fit(zero_shot, 0).answers
+    assert abs(np.exp(found) - np.exp(fitted.answers)).max() > 1e-3
+
+
 def test_it_is_made_for_texts():
     assert ClassNames.takes == "text"
+
+
+def test_rounds_learn_from_the_last_ones_answers(zero_shot):
+    once, twice = (
+        np.exp(ClassNames(rounds=rounds, keep_share=0.3).fit(zero_shot, 0).answers)
+        for rounds in (1, 2)
+    )
+    assert abs(once - twice).max() > 1e-3
 
 
 @pytest.mark.parametrize(
