@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tasks.exporters.onnx import strip
+from tasks.exporters.onnx import shorten, strip
 from tasks.quantizers import Quantizer
 
 
@@ -48,7 +48,7 @@ class DynamicInt8(Quantizer):
                 weight_type=quantization.QuantType.QUInt8,
                 per_channel=self.per_channel,
             )
-        onnx.save(strip(onnx.load(target)), target)
+        onnx.save(shorten(strip(onnx.load(target))), target)
 
 
 @contextmanager

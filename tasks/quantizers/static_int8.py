@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.errors import CompressionError
-from tasks.exporters.onnx import strip
+from tasks.exporters.onnx import shorten, strip
 from tasks.quantizers import Quantizer
 
 BATCH = 64
@@ -68,7 +68,7 @@ class StaticInt8(Quantizer):
                 reduce_range=self.reduce_range,
                 per_channel=self.per_channel,
             )
-        onnx.save(strip(onnx.load(target)), target)
+        onnx.save(shorten(strip(onnx.load(target))), target)
 
 
 def _batches(name: str, rows: NDArray[np.float32]) -> Iterator[dict[str, Any]]:

@@ -379,21 +379,12 @@ def test_it_is_made_for_texts():
     assert ClassNames.takes == "text"
 
 
-def test_rounds_learn_from_the_last_ones_answers(zero_shot):
-    once, twice = (
-        np.exp(ClassNames(rounds=rounds, keep_share=0.3).fit(zero_shot, 0).answers)
-        for rounds in (1, 2)
-    )
-    assert abs(once - twice).max() > 1e-3
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
         {"window": 0},
         {"smoothing": 1.0},
         {"balance": 1.5},
-        {"rounds": 0},
         {"descriptions": {"a": 1}},
     ],
 )

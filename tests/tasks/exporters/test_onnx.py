@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tasks.errors import CompressionError
-from tasks.exporters.onnx import INPUT, OUTPUT, Onnx, run, strip
+from tasks.exporters.onnx import INPUT, OUTPUT, Onnx, run, shorten, strip
 from tasks.networks import Spec
 from tasks.networks.convnet import ConvNet
 from tasks.pruners.magnitude import Magnitude
@@ -114,3 +114,30 @@ def test_stripping_keeps_weights_and_used_operator_sets():
     assert not found.graph.value_info
     assert onnx.numpy_helper.to_array(found.graph.initializer[0]).tolist() == [1, 1]
     assert [n.op_type for n in found.graph.node] == ["Gelu", "Add"]
+
+
+def test_short_names_change_no_answer_and_keep_the_ends(exported, tmp_path):
+    _, path, _ = exported
+    inputs = batch_for(path, 5).numpy()
+    model = shorten(onnx.load(path))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, tmp_path / "short.onnx")
+    np.testing.assert_array_equal(run(tmp_path / "short.onnx", inputs), run(path, inputs))
+    assert (tmp_path / "short.onnx").stat().st_size < path.stat().st_size
+    names = {name for node in model.graph.node for name in [*node.input, *node.output]}
+    assert {name for name in names if len(name) > 3} <= {INPUT, OUTPUT, ""}
+    assert [model.graph.input[0].name, model.graph.output[0].name] == [INPUT, OUTPUT]
+
+
+def test_a_graph_with_graphs_inside_keeps_its_names():
+    helper = onnx.helper
+    out = helper.make_tensor_value_info("longer", 1, [1])
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["outer_value"], ["longer"])], "branch", [], [out]
+    )
+    node = helper.make_node("If", ["flag"], ["c"], then_branch=branch, else_branch=branch)
+    flag = helper.make_tensor_value_info("flag", 9, [])
+    weight = onnx.numpy_helper.from_array(np.ones(1, np.float32), "outer_value")
+    end = helper.make_tensor_value_info("c", 1, [1])
+    model = helper.make_model(helper.make_graph([node], "g", [flag], [end], [weight]))
+    assert shorten(model).graph.initializer[0].name == "outer_value"

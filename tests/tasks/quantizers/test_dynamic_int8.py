@@ -82,12 +82,14 @@ def test_every_weight_is_stored_in_eight_unsigned_bits(quantized, name):
 def test_scales_are_per_channel_unless_told_otherwise(exported, quantized, tmp_path):
     DynamicInt8(per_channel=False).quantize(exported["ngrams"], tmp_path / "whole", NOTHING)
 
-    def scales(path):
+    def scales_and_bias(path):
         stored = onnx.load(path).graph.initializer
-        return sorted(numpy_helper.to_array(x).size for x in stored if "scale" in x.name)
+        floats = [one for one in stored if one.data_type == TensorProto.FLOAT]
+        return sorted(numpy_helper.to_array(one).size for one in floats)
 
-    assert scales(tmp_path / "whole") == [1, 1, 1]
-    assert scales(quantized["ngrams"]) == [1, 1, 8]
+    bias = 8
+    assert scales_and_bias(tmp_path / "whole") == [1, 1, 1, bias]
+    assert scales_and_bias(quantized["ngrams"]) == [1, 1, 8, bias]
 
 
 def test_only_operator_sets_in_use_are_listed_and_nothing_for_debuggers(quantized):
