@@ -170,6 +170,115 @@ def predict(
         typer.echo(f"{text}\t{row['label']}\t{row['probability']:.3f}")
 
 
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the ledger.")]
+Model = Annotated[str, typer.Argument(help="MODEL or MODEL:VERSION; the newest by default.")]
+RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="As the promotion named it.")]
+
+
+@app.command()
+def promote(
+    model: Model,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the gates say.")
+    ] = False,
+    again: Annotated[
+        str | None,
+        typer.Option("--again", metavar="REASON", help="Judge a version that was rolled back."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a version against the champion; promote it if all gates pass.
+
+    A rejected challenger is a normal outcome: the command ends with 0 and says why.
+    """
+    from flows.promote import in_project
+    from flows.promote import promote as flow
+
+    name, version = _name_and_version(model)
+    decision = in_project(flow, name, version, again=again, dry_run=dry_run)
+    if as_json:
+        _print_json(decision.model_dump())
+        return
+    for found in decision.verdicts:
+        typer.echo(f"{'pass' if found.passed else 'FAIL'}  {found.gate:<12} {found.sentence}")
+    typer.echo(f"{'dry run: ' if dry_run else ''}{decision.sentence}")
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="Registered name, for example digits.edge.")],
+    reason: Reason,
+    to: Annotated[
+        int | None, typer.Option("--to", help="Version; by default the champion before.")
+    ] = None,
+) -> None:
+    """Make an earlier version champion again.
+
+    The version that was rolled back stays out until somebody promotes it with --again.
+    """
+    from flows.promote import in_project
+    from flows.promote import rollback as flow
+
+    entry = in_project(flow, model, _said(reason), to)
+    typer.echo(f"{model} champion: version {entry.version} (ledger row {entry.sequence})")
+
+
+@app.command()
+def approve(request: RequestId, reason: Reason) -> None:
+    """Promote what waits for a person's approval."""
+    _settle(request, reason, approved=True)
+
+
+@app.command()
+def reject(request: RequestId, reason: Reason) -> None:
+    """Turn down what waits for a person's approval."""
+    _settle(request, reason, approved=False)
+
+
+def _settle(request: str, reason: str, *, approved: bool) -> None:
+    from flows.promote import in_project, settle
+
+    found = in_project(settle, request, _said(reason), approved=approved)
+    typer.echo(f"{found.model} version {found.version}: {found.state} by {found.settled_by}")
+
+
+@app.command()
+def history(
+    model: Annotated[str, typer.Argument(help="Registered name, for example digits.edge.")],
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Verify rows, links and alias; 1 where one is wrong.")
+    ] = False,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Judge all kept evidence again; 1 where it differs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say who was champion, when, by whom, why and on which evidence."""
+    from flows.history import history as found_history
+    from flows.history import lines, rechecked
+    from tasks.settings import Settings
+    from tasks.succession import Succession
+
+    succession = Succession.of(Settings())
+    problems = succession.check(model) if check else []
+    if recheck:
+        problems += rechecked(succession, model)
+    if as_json:
+        _print_json({**found_history(succession, model), "problems": problems})
+    elif problems:
+        for problem in problems:
+            typer.echo(f"stillmark: {problem}", err=True)
+    else:
+        typer.echo("\n".join(lines(found_history(succession, model))))
+        asked = [*["rows, links and alias"] * check, *["evidence"] * recheck]
+        if asked:
+            typer.echo(f"verified: {', '.join(asked)}")
+    if problems:
+        raise typer.Exit(1)
+
+
 @app.command()
 def status(*, as_json: Json = False) -> None:
     """Say what is champion, why, and how runs ended."""
@@ -251,6 +360,20 @@ def _model_uri(tracking: "Tracking", model: str) -> str:
     if tracking.holder(name, wanted) is None:
         raise RegistryError(f"'{name}' has no alias '{wanted}'; name a version: {name}:1")
     return f"models:/{name}@{wanted}"
+
+
+def _name_and_version(model: str) -> tuple[str, int | None]:
+    """MODEL or MODEL:VERSION in its parts."""
+    name, colon, version = model.partition(":")
+    if colon and not (version.isdecimal() and int(version)):
+        raise RegistryError(f"'{model}' names no version; expected a number: {name}:1")
+    return name, int(version) if colon else None
+
+
+def _said(reason: str) -> str:
+    if not reason.strip():
+        raise StillmarkError("--reason is empty; say why, it stands in the ledger for ever")
+    return reason.strip()
 
 
 def _content(text: str, loader: str) -> bytes | str:

@@ -19,14 +19,16 @@ from tasks.compute import Compute
 from tasks.errors import SetupError, StillmarkError
 from tasks.params import Params, load
 from tasks.settings import Settings
-from tasks.tracking import Tracking
+from tasks.succession import Succession
 from tasks.versioning import Versions
 
 FINAL_STATE_SECONDS = 10.0
 
+log = logging.getLogger("stillmark")
+
 
 def preflight(settings: Settings) -> Params:
-    """Refuses what cannot succeed, before anything is started.
+    """Refuses what cannot succeed, and finishes what a killed promotion left, before all else.
 
     Raises:
         StillmarkError: A parameter, the data, a folder or the store stands in the way.
@@ -35,7 +37,8 @@ def preflight(settings: Settings) -> Params:
     Compute.resolve(params.compute)
     settings.writable_home()
     Versions(settings.root, settings.home).check()
-    Tracking(settings.tracking_uri, settings.home)
+    for done in Succession.of(settings).reconcile():
+        log.warning(done)
     return params
 
 
@@ -54,7 +57,7 @@ def alone(settings: Settings) -> Iterator[None]:
             f"another run of {settings.root} is going on; wait until it has ended"
         ) from None
     _end_on_sigterm()
-    _hide_known_failures()
+    hide_known_failures()
     try:
         yield
     finally:
@@ -73,7 +76,7 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
 
 
-def _hide_known_failures() -> None:
+def hide_known_failures() -> None:
     """Keeps Prefect's traces of our own errors off the terminal; the command says them."""
 
     def is_news(record: logging.LogRecord) -> bool:

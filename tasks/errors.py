@@ -7,7 +7,9 @@
     ├── TrainingError    a training loop cannot go on
     ├── CompressionError a network cannot be pruned, quantized or exported as asked
     ├── ArtifactError    stored bytes are missing or are not those recorded
-    └── RegistryError    a model, version or alias is not there, or cannot be written
+    ├── RegistryError    a model, version or alias is not there, or cannot be written
+    └── LedgerError      the ledger cannot be read or written, or is not what it was
+        └── ConflictError    somebody else came first
 
 Each message is one line: what was found, what was expected, what to do.
 """
@@ -43,3 +45,11 @@ class ArtifactError(StillmarkError):
 
 class RegistryError(StillmarkError):
     """A registered model, version or alias is missing or cannot be written."""
+
+
+class LedgerError(StillmarkError):
+    """The ledger cannot be read or written, or is not what it was."""
+
+
+class ConflictError(LedgerError):
+    """Somebody else's append, or their verdict on a request, came first."""

@@ -7,7 +7,7 @@ from tasks.evaluate import Evaluation
 from tasks.refs import ModelRef, VersionRef
 from tasks.settings import Settings
 from tasks.stage import Run
-from tasks.tracking import Tracking, payload_of
+from tasks.tracking import DATA_TAG, EVALUATION_TAG, Tracking, payload_of
 
 
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)
@@ -25,7 +25,7 @@ def register(run: Run, models: dict[str, ModelRef], evaluation: ModelRef) -> dic
     settings = Settings()
     tracking = Tracking(settings.tracking_uri, settings.home)
     report = Evaluation.read(payload_of(tracking.fetch(evaluation).folder))
-    tags = {"stillmark.evaluation": evaluation.record, "stillmark.data": run.data.prepared}
+    tags = {EVALUATION_TAG: evaluation.record, DATA_TAG: run.data.prepared}
     versions: dict[str, VersionRef] = {}
     for role, ref in models.items():
         versions[role] = tracking.register(f"{run.project}.{role}", ref, tags)

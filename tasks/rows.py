@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,13 @@ class Part:
 
     def first(self) -> "Part":
         """The first row alone."""
-        return self._where(np.arange(len(self)) == 0)
+        return self.take(np.arange(1))
 
-    def _where(self, chosen: NDArray[np.bool_]) -> "Part":
+    def take(self, positions: NDArray[np.int64]) -> "Part":
+        """Rows by their positions, in that order."""
+        return self._where(positions)
+
+    def _where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Part":
         contents = None if self.contents is None else self.contents[chosen]
         return Part(
             self.names[chosen], self.inputs[chosen], self.labels[chosen], self.encoding, contents
@@ -94,6 +98,7 @@ class Rows:
         self._names = np.asarray(table["row"].to_pylist())
         self._splits = np.asarray(table["split"].to_pylist())
         names: list[str | None] = table["label"].to_pylist()
+        self._sources: list[str] = table["source"].to_pylist()
         self._shown = np.asarray(table["shown"].to_pylist(), dtype=bool)
         if redraw is not None:
             self._shown = self._show(names, redraw)
@@ -144,6 +149,19 @@ class Rows:
         """The labelled test rows. Opened once per candidate, by the evaluation alone."""
         return self._part("test", show_all=True).labelled
 
+    @property
+    def test_sources(self) -> NDArray[np.str_]:
+        """The folder that each row of `open_test` came from, or the file where it holds many."""
+        known = (self._splits == "test") & (self._labels != HIDDEN)
+        return np.asarray(
+            [
+                place_of(source)
+                for source, wanted in zip(self._sources, known, strict=True)
+                if wanted
+            ],
+            dtype=np.str_,
+        )
+
     def open_oracle(self) -> Part:
         """The training rows with every label there is, for the all-labels reference in reports."""
         return self._part("train", show_all=True).labelled
@@ -163,6 +181,12 @@ class Rows:
         labels = np.where(visible, self._labels[chosen], HIDDEN)
         contents = None if self._contents is None else self._contents[chosen]
         return Part(self._names[chosen], self._inputs[chosen], labels, self.encoding, contents)
+
+
+def place_of(source: str) -> str:
+    """`cats/001.jpg` lies in `cats`; `rows.csv#7` in `rows.csv`; `seven.png` in `.`."""
+    file, numbered, _ = source.partition("#")
+    return file if numbered else PurePosixPath(file).parent.as_posix()
 
 
 def _contents(path: Path) -> NDArray[np.object_] | None:

@@ -5,7 +5,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import SetupError
@@ -32,12 +32,17 @@ class Settings(BaseSettings):
             holds params.yaml.
         mlflow_uri: MLflow's tracking and registry address; by default `mlflow.db` in the project,
             which is where plain MLflow code run there looks too.
+        ledger_uri: The ledger's database; by default `ledger.db` in the project. A team shares a
+            PostgreSQL database (`postgresql://…`).
+        webhook: Address that promotions, rejections and rollbacks are posted to; none by default.
     """
 
     model_config = SettingsConfigDict(env_prefix="STILLMARK_", frozen=True, extra="ignore")
 
     project: Path = Field(default_factory=lambda: find_project(Path.cwd()))
     mlflow_uri: str | None = None
+    ledger_uri: SecretStr | None = None
+    webhook: SecretStr | None = None
 
     @cached_property
     def root(self) -> Path:
@@ -53,6 +58,13 @@ class Settings(BaseSettings):
     def tracking_uri(self) -> str:
         """MLflow's address."""
         return self.mlflow_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def ledger_address(self) -> str:
+        """The ledger's address, password included."""
+        if self.ledger_uri is not None:
+            return self.ledger_uri.get_secret_value()
+        return f"sqlite:///{self.root / 'ledger.db'}"
 
     def writable_home(self) -> Path:
         """The home folder, made where it is missing.

@@ -42,11 +42,13 @@ from tasks.refs import DataRef, ModelRef, VersionRef
 
 KEY_TAG, REF_TAG = "stillmark.key", "stillmark.ref"
 CONTENT_TAG, RECORD_TAG = "stillmark.content", "stillmark.record"
+EVALUATION_TAG, DATA_TAG = "stillmark.evaluation", "stillmark.data"
 STAGE_TAG, REASON_TAG = "stillmark.stage", "stillmark.reason"
 PAYLOAD = "model"
 DATASET = "prepared"
 PARAMS_PER_CALL = 100
 LONGEST_PARAM = 5000
+VERSION_TRIES, VERSION_WAIT_SECONDS = 20, 0.05
 NO_TIME = "1970-01-01 00:00:00.000000"
 SIGNATURE = ModelSignature(
     outputs=Schema(
@@ -201,54 +203,106 @@ class Tracking:
         Raises:
             ArtifactError: They are missing or are not those recorded.
         """
-        if ref.model_id is not None:
-            uri = f"models:/{ref.model_id}"
-        else:
-            uri = self.client.get_run(ref.run_id).info.artifact_uri or ""
+        folder = self._folder(ref.model_id) if ref.model_id else self.report(ref.run_id)
+        _checked(folder, ref.record)
+        return Stored(ref, folder)
+
+    def record_of(self, model_id: str | None, digest: str) -> Record:
+        """The record of a stored model, its files hashed again.
+
+        Raises:
+            ArtifactError: Files or record are missing or are not those recorded.
+        """
+        if model_id is None:
+            raise ArtifactError(f"record {digest} names no model")
+        return _checked(self._folder(model_id), digest)
+
+    def report(self, run_id: str) -> Path:
+        """Folder with the files that were uploaded to a run.
+
+        Raises:
+            ArtifactError: The run or its files are gone.
+        """
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self.uri))
+            return self._download(self.client.get_run(run_id).info.artifact_uri or "")
         except (MlflowException, OSError) as error:
             raise ArtifactError(
-                f"the files of {ref.role} {ref.model_id} cannot be fetched: {error}"
+                f"the files of run {run_id} cannot be fetched: {_first_line(error)}"
             ) from None
-        record = Record.read(folder)
-        if record.digest != ref.record:
+
+    def _folder(self, model_id: str) -> Path:
+        try:
+            return self._download(f"models:/{model_id}")
+        except (MlflowException, OSError) as error:
             raise ArtifactError(
-                f"{folder}: the record is {record.digest}, the registry says {ref.record}"
-            )
-        record.check(folder)
-        return Stored(ref, folder)
+                f"the files of model {model_id} cannot be fetched: {_first_line(error)}"
+            ) from None
+
+    def _download(self, uri: str) -> Path:
+        return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self.uri))
 
     def register(self, name: str, ref: ModelRef, tags: dict[str, str]) -> VersionRef:
         """The version of a registered model with these very files; made where there is none.
 
         Raises:
-            RegistryError: The model is not READY.
+            RegistryError: The model is not READY, or MLflow refuses it.
+            ArtifactError: Its files are not those recorded.
         """
         if ref.model_id is None:
             raise RegistryError(f"{ref.role} is a report, not a model; it cannot be registered")
-        for version in self.versions(name):
-            if version.tags.get(CONTENT_TAG) == ref.content:
-                return VersionRef(
-                    name=name, version=int(version.version), model=self.ref_of(version)
-                )
+        known = self._with_content(name, ref.content)
+        if known is not None:
+            return known
         status = self.client.get_logged_model(ref.model_id).status
         if status != LoggedModelStatus.READY:
             raise RegistryError(f"{ref.role} {ref.model_id} is {status}, expected READY; retrain")
+        self.fetch(ref)
         self._make_registered(name)
-        made = self.client.create_model_version(
-            name,
-            source=f"models:/{ref.model_id}",
-            run_id=ref.run_id,
-            model_id=ref.model_id,
-            tags={
-                CONTENT_TAG: ref.content,
-                RECORD_TAG: ref.record,
-                REF_TAG: ref.model_dump_json(),
-                **tags,
-            },
+        made = self._make_version(name, ref, tags)
+        # Two processes may register the same files at once; the earlier version stays.
+        first = self._with_content(name, ref.content)
+        if first is not None and first.version < made:
+            self.client.delete_model_version(name, str(made))
+            return first
+        return VersionRef(name=name, version=made, model=ref)
+
+    def _with_content(self, name: str, content: str) -> VersionRef | None:
+        """The oldest version with these files, or None."""
+        for version in reversed(self.versions(name)):
+            if version.tags.get(CONTENT_TAG) == content:
+                return VersionRef(
+                    name=name, version=int(version.version), model=self.ref_of(version)
+                )
+        return None
+
+    def _make_version(self, name: str, ref: ModelRef, tags: dict[str, str]) -> int:
+        """A new version; MLflow numbers it MAX + 1, which others may be taking at the moment."""
+        for attempt in range(VERSION_TRIES):
+            time.sleep(attempt * VERSION_WAIT_SECONDS)
+            try:
+                made = self.client.create_model_version(
+                    name,
+                    source=f"models:/{ref.model_id}",
+                    run_id=ref.run_id,
+                    model_id=ref.model_id,
+                    tags={
+                        CONTENT_TAG: ref.content,
+                        RECORD_TAG: ref.record,
+                        REF_TAG: ref.model_dump_json(),
+                        **tags,
+                    },
+                )
+            except MlflowException as error:
+                if "giving up after" not in str(error).lower():
+                    raise RegistryError(
+                        f"{ref.role} cannot be registered as '{name}': {_first_line(error)}"
+                    ) from None
+                continue
+            return int(made.version)
+        raise RegistryError(
+            f"'{name}' got no version number in {VERSION_TRIES} tries, as other processes took "
+            "them; run again"
         )
-        return VersionRef(name=name, version=int(made.version), model=ref)
 
     def _make_registered(self, name: str) -> None:
         try:
@@ -285,15 +339,45 @@ class Tracking:
             )
         return ModelRef.model_validate_json(text)
 
+    def version(self, name: str, number: int) -> VersionRef:
+        """One version of a registered model.
+
+        Raises:
+            RegistryError: There is none of that number, or Stillmark did not register it.
+        """
+        try:
+            found = self.client.get_model_version(name, str(number))
+        except MlflowException:
+            known = ", ".join(str(version.version) for version in self.versions(name)) or "none"
+            raise RegistryError(f"'{name}' has no version {number}; versions: {known}") from None
+        return VersionRef(name=name, version=number, model=self.ref_of(found))
+
+    def sibling(self, version: VersionRef, name: str) -> VersionRef | None:
+        """The version of another model that was evaluated together with a version, or None."""
+        tags = self.client.get_model_version(version.name, str(version.version)).tags
+        together = tags.get(EVALUATION_TAG)
+        for found in self.versions(name) if together else []:
+            if found.tags.get(EVALUATION_TAG) == together:
+                return VersionRef(name=name, version=int(found.version), model=self.ref_of(found))
+        return None
+
+    def tags(self, version: VersionRef) -> dict[str, str]:
+        """All tags of a version."""
+        return dict(self.client.get_model_version(version.name, str(version.version)).tags)
+
     def holder(self, name: str, alias: str) -> VersionRef | None:
         """The version that holds an alias, or None."""
+        number = self.alias(name, alias)
+        return None if number is None else self.version(name, number)
+
+    def alias(self, name: str, alias: str) -> int | None:
+        """Number of the version that holds an alias, or None."""
         try:
-            version = self.client.get_model_version_by_alias(name, alias)
+            return int(self.client.get_model_version_by_alias(name, alias).version)
         except MlflowException as error:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 return None
             raise
-        return VersionRef(name=name, version=int(version.version), model=self.ref_of(version))
 
     def set_alias(self, version: VersionRef, alias: str) -> None:
         """Points an alias at a version."""
@@ -357,6 +441,25 @@ def wrap(
         )
 
 
+def validate(accuracy: float, floor: float) -> str | None:
+    """Asks `mlflow.validate_evaluation_results`; returns its reason where it says no."""
+    from mlflow.models import (  # noqa: PLC0415 - half a second that no other command needs
+        EvaluationResult,
+        MetricThreshold,
+    )
+    from mlflow.models.evaluation.validation import (  # noqa: PLC0415
+        ModelValidationFailedException,
+    )
+
+    found = EvaluationResult(metrics={"accuracy": accuracy}, artifacts={})
+    thresholds = {"accuracy": MetricThreshold(threshold=floor, greater_is_better=True)}
+    try:
+        mlflow.validate_evaluation_results(thresholds, found)
+    except ModelValidationFailedException as error:
+        return _first_line(error)
+    return None
+
+
 def payload_of(folder: Path) -> Path:
     """Where the stage's own files lie in a stored model."""
     wrapped = folder / "data" / PAYLOAD
@@ -372,6 +475,14 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flatten({str(at): item for at, item in enumerate(value)}, f"{path}.")
         else:
             yield path, value
+
+
+def _checked(folder: Path, digest: str) -> Record:
+    record = Record.read(folder)
+    if record.digest != digest:
+        raise ArtifactError(f"{folder}: the record is {record.digest}, the registry says {digest}")
+    record.check(folder)
+    return record
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Writes go through the command line, which is DVC's stable interface.
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,29 @@ class Versions:
             manifest=digest_of_file(folder / "manifest.parquet").sha256,
             content=digest_of_files(digests_of_folder(folder)),
         )
+
+    def changed(self) -> datetime:
+        """When the data last changed: the commit of data.dvc, or its file where git knows less."""
+        file = self.root / DATA_FILE
+        if not self._git("status", "--porcelain", "--", DATA_FILE):
+            committed = self._git("log", "-1", "--format=%cI", "--", DATA_FILE)
+            if committed:
+                return datetime.fromisoformat(committed)
+        return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+
+    def _git(self, *arguments: str) -> str:
+        """What git says of the project; nothing where there is no git or no repository."""
+        try:
+            done = subprocess.run(  # noqa: S603 - our own words only
+                ["git", *arguments],  # noqa: S607 - the user's git, wherever it is
+                cwd=self.root,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except FileNotFoundError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
 
     def _yaml(self, name: str) -> dict[str, Any]:
         return yaml.safe_load((self.root / name).read_text(encoding="utf-8"))

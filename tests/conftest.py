@@ -199,6 +199,7 @@ def bench_template(tmp_path_factory, raw, plain_params):
     (root / "params.yaml").write_text(yaml.safe_dump(plain_params, sort_keys=False))
     shutil.copytree(raw, root / "data")
     prepare(root, parse(PrepareParams, plain_params["prepare"]))
+    (root / "data.dvc").touch()
     tracking = Tracking(f"sqlite:///{root / 'mlflow.db'}", root / ".stillmark")
     tracking.client._tracking_client.store.engine.dispose()
     return root
@@ -250,14 +251,16 @@ def bench(bench_template, tmp_path, monkeypatch):
 
 @dataclass(frozen=True)
 class Toy:
-    """A stage that takes no time: a linear model that is `good`, or `lazy` and names one class."""
+    """A stage that takes no time: a linear model that is `good`, `fair` and never names the last
+    class, or `lazy` and names one alone."""
 
     stage: object
     section: type
     calls: list
 
-    def make(self, bench, quality="good", **inputs):
-        return self.stage._run(bench.run, self.section(quality=quality), **inputs)
+    def make(self, bench, quality="good", salt=0, **inputs):
+        """Another salt makes another model with the same answers."""
+        return self.stage._run(bench.run, self.section(quality=quality, salt=salt), **inputs)
 
     def find(self, bench, quality="good", **inputs):
         section = self.section(quality=quality)
@@ -278,6 +281,7 @@ def linear(bench_template):
     model = LogisticRegression(max_iter=1000).fit(flat, rows.labels)
     weights = {
         "good": (model.coef_.T, model.intercept_),
+        "fair": (model.coef_.T, model.intercept_ - [0.0, 0.0, 1e6]),
         "lazy": (np.zeros_like(model.coef_.T), np.array([1.0, 0.0, 0.0])),
     }
     files = {}
@@ -310,13 +314,15 @@ def toy(linear):
     from tasks.stage import stage
 
     class ToySection(Section):
-        quality: Literal["good", "lazy"]
+        quality: Literal["good", "fair", "lazy"]
+        salt: int = 0
 
     calls = []
 
     def guess(work, params, **inputs):
         calls.append(params.quality)
         (work.folder / "model.onnx").write_bytes(linear[params.quality])
+        (work.folder / "salt.txt").write_text(str(params.salt))
         keep_schema(work.folder, work.rows)
         return {"weight": float(len(linear[params.quality]))}
 

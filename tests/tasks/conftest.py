@@ -26,6 +26,7 @@ from tasks.networks.resnet import ResNet
 from tasks.prepare import PrepareParams, prepare
 from tasks.rows import Part, Rows
 from tasks.sections import parse
+from tests.postgres import postgres, postgres_url  # noqa: F401 - fixtures
 
 REPOSITORY = Path(tasks.__file__).parents[1]
 

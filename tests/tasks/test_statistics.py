@@ -2,10 +2,12 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
 
 from tasks import statistics
-from tasks.statistics import Gain, bootstrap, paired, share
+from tasks.statistics import Gain, Paired, bootstrap, holm, paired, share, sums_again
 
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -177,3 +179,171 @@ def test_the_same_seed_gives_the_same_interval():
     values = table(3, 40, 0, row=0.3, rest=0.3)
     assert bootstrap(values) == bootstrap(values)
     assert bootstrap(values) != bootstrap(values, seed=1)
+
+
+# Differences of accuracies: the score interval
+
+
+def likeliest(first, second, rows, difference):
+    """Share of rows that the second alone gets right, by search where Tango has a formula."""
+
+    def surprise(share):
+        parts = np.asarray([share + difference, share, 1 - 2 * share - difference])
+        counts = np.asarray([first, second, rows - first - second])
+        return -(counts * np.log(np.maximum(parts, 1e-300))).sum()
+
+    ends = max(0.0, -difference), (1 - difference) / 2
+    return optimize.minimize_scalar(
+        surprise, bounds=ends, method="bounded", options={"xatol": 1e-12}
+    ).x
+
+
+@pytest.mark.parametrize("counts", [(9, 2, 50), (2, 9, 50), (30, 30, 200), (150, 86, 1600)])
+@pytest.mark.parametrize("difference", [-0.3, -0.05, 0.0, 0.02, 0.2])
+def test_the_score_is_tangos(counts, difference):
+    first, second, rows = counts
+    share = likeliest(*counts, difference)
+    deviation = math.sqrt(rows * (2 * share + difference * (1 - difference)))
+    expected = (first - second - rows * difference) / deviation
+    assert Paired(*counts).score(difference) == pytest.approx(expected, rel=1e-4)
+
+
+def quartic(first, second, rows, z):
+    """The interval in closed form (Yang, Sun and Hardin 2012): two roots of a quartic."""
+    g, apart, gap = z**2, first + second, first - second
+    terms = [
+        rows**2 * (rows / g + 1) ** 2,
+        -rows * gap * (rows / g + 1) * (4 * rows / g + 1),
+        2 * rows * gap**2 * (3 * rows / g + 2) / g - rows**2 * (apart / g + 1),
+        rows * gap * (2 * apart / g + 1) - gap**3 * (4 * rows / g + 1) / g,
+        gap**2 * (gap**2 / g - apart) / g,
+    ]
+    roots = np.roots(terms)
+    return roots[np.abs(roots.imag) < 1e-9].real
+
+
+@pytest.mark.parametrize(
+    "counts", [(9, 2, 50), (2, 9, 50), (150, 86, 1600), (0, 3, 40), (4, 0, 30)]
+)
+def test_the_lower_bound_is_the_closed_form_ones(counts):
+    found = Paired(*counts).lower_bound(0.025)
+    assert np.abs(quartic(*counts, Z) - found).min() < 1e-7
+    assert found < Paired(*counts).gain
+
+
+@pytest.mark.parametrize("rows", [1, 10, 1000])
+def test_equal_answers_have_a_bound_below_zero(rows):
+    assert Paired(0, 0, rows).lower_bound(0.025) == pytest.approx(-(Z**2) / (rows + Z**2))
+    assert Paired(0, 0, rows).score(0.0) == 0.0
+
+
+def test_all_rows_one_way_are_the_ends_of_the_scale():
+    """By hand: with every row won, (n - z²) / (n + z²)."""
+    z = 1.6448536269514722
+    assert Paired(0, 5, 5).lower_bound(0.05) == -1.0
+    for rows in (1, 5, 500):
+        expected = (rows - z**2) / (rows + z**2)
+        assert Paired(rows, 0, rows).lower_bound(0.05) == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 60), st.floats(0.001, 0.49))
+def test_the_bound_and_the_test_agree(first, second, neither, alpha):
+    found = Paired(first, second, first + second + neither + 1)
+    low = found.lower_bound(alpha)
+    assert -1 <= low <= found.gain
+    assert found.score(low - 1e-6) >= stats.norm.ppf(1 - alpha) or low < -0.99
+    assert found.score(low + 1e-6) <= stats.norm.ppf(1 - alpha)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rows"),
+    [(0.05, 0.10, 100), (0.01, 0.02, 300), (0.2, 0.2, 60), (0, 0.01, 80)],
+)
+def test_the_bound_lies_below_the_truth_as_often_as_it_says(first, second, rows):
+    """In 1,500 worlds; 0.93 lies 3.5 standard errors below 0.95."""
+    drawn = np.random.default_rng(0).multinomial(rows, (first, second, 1 - first - second), 1500)
+    counts, times = np.unique(drawn[:, :2], axis=0, return_counts=True)
+    held = [Paired(*pair, rows).lower_bound(0.05) <= first - second for pair in counts.tolist()]
+    assert np.average(held, weights=times) >= 0.93
+
+
+@pytest.mark.parametrize(("lost", "margin"), [(10, 0.06), (5, 0.05), (11, 0.0999), (40, 0.3)])
+def test_where_no_row_is_won_the_loss_is_binomial(lost, margin):
+    """The likeliest share of rows won is then zero, as long as the loss is near the margin."""
+    found = Paired(0, lost, 100).worse_by_more(margin)
+    assert found == pytest.approx(stats.binom.sf(lost - 1, 100, margin), abs=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(2, 12, 40), (5, 9, 30), (0, 6, 25), (7, 3, 20)])
+@pytest.mark.parametrize("margin", [0.02, 0.1])
+def test_being_worse_by_more_is_a_sum_over_all_tables(counts, margin):
+    first, second, rows = counts
+    share = likeliest(*counts, -margin)
+    won, lost = np.meshgrid(np.arange(rows + 1), np.arange(rows + 1), indexing="ij")
+    tables = (won + lost <= rows) & (lost - won >= second - first)
+    cells = np.stack([won[tables], lost[tables], (rows - won - lost)[tables]], axis=1)
+    parts = (share - margin, share, 1 - 2 * share + margin)
+    expected = stats.multinomial.pmf(cells, rows, np.maximum(parts, 0)).sum()
+    assert Paired(*counts).worse_by_more(margin) == pytest.approx(expected, abs=1e-5)
+
+
+def test_equal_answers_are_not_shown_to_be_worse():
+    assert Paired(0, 0, 100).worse_by_more(0.05) == pytest.approx(1.0)
+    assert Paired(0, 0, 100).worse_by_more(0.0) == pytest.approx(1.0)
+    assert Paired(100, 0, 100).worse_by_more(0.0) == pytest.approx(1.0)
+    assert Paired(0, 100, 100).worse_by_more(0.5) < 1e-12
+
+
+# Many tests at once
+
+
+def step_down(p_values, alpha):
+    """Holm's procedure as it is told: the smallest first, until one is not rejected."""
+    rejected, left = set(), len(p_values)
+    for at in sorted(range(len(p_values)), key=lambda at: p_values[at]):
+        if p_values[at] * left > alpha:
+            break
+        rejected.add(at)
+        left -= 1
+    return rejected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.999))
+def test_holms_adjustment_rejects_what_his_steps_do(p_values, alpha):
+    adjusted = holm(np.asarray(p_values))
+    assert set(np.flatnonzero(adjusted <= alpha).tolist()) == step_down(p_values, alpha)
+
+
+def test_holm_by_hand():
+    found = holm(np.asarray([0.04, 0.01, 0.03, 0.5]))
+    assert found == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert holm(np.asarray([0.7, 0.8])).tolist() == [1.0, 1.0]
+
+
+# Sums over rows drawn again
+
+
+def test_sums_again_are_those_of_a_loop_over_drawn_rows():
+    columns = np.random.default_rng(0).normal(size=(40, 3))
+    found = sums_again(columns)
+    assert found.shape == (statistics.RESAMPLES, 3)
+    drawn = np.random.default_rng(1).integers(0, 40, (4000, 40))
+    naive = columns[drawn].sum(axis=1)
+    assert found.mean(axis=0) == pytest.approx(columns.sum(axis=0), abs=0.6)
+    assert np.cov(found.T) == pytest.approx(np.cov(naive.T), abs=0.12 * np.cov(naive.T).max())
+
+
+def test_each_resample_has_as_many_rows(monkeypatch):
+    """Also where they are drawn in several batches."""
+    monkeypatch.setattr(statistics, "WEIGHTS_AT_ONCE", 700)
+    found = sums_again(np.ones((100, 2), np.float32))
+    assert (found == 100).all()
+    assert found.dtype == np.float32
+    again = sums_again(np.eye(100)[:, :5])
+    assert len(np.unique(again[:50], axis=0)) > 20
+
+
+def test_the_columns_of_a_resample_share_its_rows():
+    random = np.random.default_rng(0).normal(size=(30, 1))
+    found = sums_again(np.hstack([random, 2 * random]))
+    assert found[:, 1] == pytest.approx(2 * found[:, 0])
