@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks import evidence as stored_evidence
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, DataError, RegistryError
 from tasks.evaluate import interleaved
 from tasks.exporters import MODEL_FILE
 from tasks.gates import GATES, Evidence, Gate, Side, Verdict
@@ -76,9 +76,15 @@ class Bench:
 
         Raises:
             ArtifactError: Files of either are missing or are not those recorded.
+            RegistryError: One of them is no classifier.
             DataError: There is no test row.
         """
         test = self.rows.open_test()
+        if not len(test):
+            raise DataError(
+                "there is no labelled test row to judge on; label more rows, or raise "
+                "prepare.test_share"
+            )
         asked = {"challenger": _Asked(self, challenger)}
         if champion is not None:
             asked["champion"] = _Asked(self, champion)
@@ -118,6 +124,11 @@ class _Asked:
     def __init__(self, bench: Bench, version: VersionRef) -> None:
         self.bench, self.version = bench, version
         self.folder = payload_of(bench.tracking.fetch(version.model).folder)
+        if not (self.folder / MODEL_FILE).is_file():
+            raise RegistryError(
+                f"{version.name} version {version.version} holds no {MODEL_FILE}, so it cannot be "
+                "asked about rows; promote a network that classifies, for example the edge model"
+            )
         self.classifier = bench.rows.modality.classifier(self.folder)
 
     @property

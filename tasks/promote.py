@@ -154,7 +154,7 @@ def promote(
     """
     case = _Case(Settings(), run, params, challenger)
     case.succession.reconcile(case.name)
-    case.succession.refuse_out_of_band(case.name)
+    _refuse_out_of_band(case.settings, case.succession, case.name)
     if case.champion == challenger:
         return Decision(outcome="unchanged", challenger=challenger, champion=challenger)
     barred = _barred(case) if again is None else None
@@ -247,6 +247,15 @@ def _announce(settings: Settings, what: What, version: VersionRef, sentence: str
         actor=actor(),
     )
     announce(settings, news)
+
+
+def _refuse_out_of_band(settings: Settings, succession: Succession, name: str) -> None:
+    """Lets nobody promote over a change made by hand, and tells whoever wants to know."""
+    moved = succession.out_of_band(name)
+    if moved:
+        news = News(what="out_of_band", model=name, version=None, sentence=moved, actor=actor())
+        announce(settings, news)
+        raise RegistryError(moved)
 
 
 @task(name="rollback", cache_policy=NO_CACHE, persist_result=False)
@@ -343,7 +352,7 @@ def _approve(settings: Settings, succession: Succession, asked: Request, reason:
         if asked.state == "open":
             ledger.settle(asked.id, "stale", actor(), stale)
         raise ConflictError(f"request {asked.id} is stale: {stale}; judge the version again")
-    succession.refuse_out_of_band(asked.model)
+    _refuse_out_of_band(settings, succession, asked.model)
     version = succession.tracking.version(asked.model, asked.version)
     intent = succession.intend(version, "promoted", f"approved: {reason}")
     if asked.state != "approved":

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.entries import Action, Entry, Witness
-from tasks.errors import ArtifactError, ConflictError, LedgerError, RegistryError
+from tasks.errors import ArtifactError, ConflictError, LedgerError
 from tasks.ledger import Intent, Ledger, Request
 from tasks.refs import VersionRef
 from tasks.settings import Settings
@@ -217,16 +217,6 @@ class Succession:
 
     def _is_open(self, entry: Entry) -> bool:
         return any(found.id == entry.intent for found in self.ledger.open_intents(entry.model))
-
-    def refuse_out_of_band(self, name: str) -> None:
-        """Lets nobody promote over a change made by hand.
-
-        Raises:
-            RegistryError: The alias is not where the ledger left it.
-        """
-        moved = self.out_of_band(name)
-        if moved:
-            raise RegistryError(moved)
 
     def check(self, name: str | None = None) -> list[str]:
         """Everything that is not as it was written: rows, links, witnesses, aliases."""

@@ -89,6 +89,7 @@ def small(tree):
     tree["evaluate"]["latency_calls"] = 20
     tree["compute"] |= {"seed": 0, "threads": 1, "device": "cpu", "precision": "fp32"}
     tree["prepare"] |= {"labels_per_class": 10, "validation_labels_per_class": 2}
+    tree["promote"]["gates"] = tree["promote"]["gates"][:1]
     return tree
 
 

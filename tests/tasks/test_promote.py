@@ -17,11 +17,19 @@ from tasks.ledger import Ledger
 from tasks.lineage.digests import canonical, digest_of_files, digests_of_folder
 from tasks.promote import PromoteParams, promote, rollback, settle
 from tasks.rows import Rows
+from tasks.sections import Section
 from tasks.settings import Settings
+from tasks.stage import stage
 from tasks.statistics import paired
 from tasks.succession import CHAMPION, Succession
 
 NAME = "digits.edge"
+
+
+class Nothing(Section):
+    pass
+
+
 ONE_GATE = PromoteParams(gates=(Quality(),))
 ANY = PromoteParams(gates=(Budget(size_kib=1000.0),))
 ASKED = PromoteParams(gates=(Budget(size_kib=1000.0),), approval=True)
@@ -279,7 +287,7 @@ def test_nothing_rolls_back_to_damaged_files(bench, challenge):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_an_alias_moved_by_hand_is_found_and_nothing_promotes_over_it(
-    bench, challenge, succession, there
+    bench, challenge, succession, inbox, there
 ):
     challenge("good", ANY, 1)
     challenge("good", ANY, 2)
@@ -292,6 +300,7 @@ def test_an_alias_moved_by_hand_is_found_and_nothing_promotes_over_it(
     assert f"at {'version 1' if there else 'no version'}, the ledger says 2 (row 2)" in found
     with pytest.raises(RegistryError, match="moved by hand"):
         challenge("good", ANY, 3)
+    assert inbox.news[-1]["what"] == "out_of_band"
     rollback.fn(NAME, 1 if there else 2, "as it should be")
     assert succession.check(NAME) == []
     assert champion(bench) == (1 if there else 2)
@@ -346,6 +355,29 @@ def test_an_approval_is_stale_when_the_challengers_files_changed(bench, challeng
     with pytest.raises(ConflictError, match=r"stale: .* has sha256"):
         settle.fn(request, "yes", approved=True)
     assert champion(bench) is None
+
+
+def test_an_approval_that_was_cut_off_may_be_given_again(bench, challenge, monkeypatch):
+    request = challenge("good", ASKED).request
+    with monkeypatch.context() as patch:
+        patch.setattr(Succession, "install", lambda *_given, **_named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            settle.fn(request, "yes", approved=True)
+    assert champion(bench) is None
+    assert settle.fn(request, "yes", approved=True).state == "approved"
+    assert champion(bench) == 1
+
+
+def test_what_is_no_classifier_cannot_ask(bench):
+    def weigh(work, _params):
+        (work.folder / "weights.txt").write_text("1")
+        return {}
+
+    ref = stage("encoder")(weigh)._run(bench.run, Nothing())
+    version = bench.tracking.register("digits.encoder", ref, {})
+    with pytest.raises(RegistryError, match=r"digits.encoder version 1 holds no model.onnx"):
+        promote.fn(bench.run, ANY, version)
+    assert bench.tracking.alias("digits.encoder", CHAMPION) is None
 
 
 def test_an_unknown_request_is_said():
