@@ -55,8 +55,9 @@ class Part:
 
     @property
     def labelled(self) -> "Part":
-        """Those rows whose label is shown."""
-        return self._where(self.labels != HIDDEN)
+        """Those rows whose label is shown; the part itself, not a copy, where all are."""
+        shown = self.labels != HIDDEN
+        return self if shown.all() else self._where(shown)
 
     def first(self) -> "Part":
         """The first row alone."""

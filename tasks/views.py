@@ -9,7 +9,7 @@ from tasks.augmentations import Augmentation
 from tasks.compute import Compute
 from tasks.rows import Part
 
-CLEAN_BATCH = 512
+CLEAN_BATCH = 128
 
 
 class Views:
@@ -22,7 +22,8 @@ class Views:
     """
 
     def __init__(self, part: Part, augmentation: Augmentation, compute: Compute) -> None:
-        self.inputs = torch.from_numpy(np.array(part.inputs)).to(compute.device)
+        stored = part.inputs if part.inputs.flags.writeable else np.array(part.inputs)
+        self.inputs = torch.from_numpy(stored).to(compute.device)
         self.labels = torch.from_numpy(part.labels).to(compute.device)
         self.part, self.augmentation, self.compute = part, augmentation, compute
 

@@ -160,7 +160,7 @@ def attempts(project, toy, python, tmp_path):
         job.write_bytes(pickle.dumps((project.run, ANY, versions, given)))
         script = tmp_path / "attempts.py"
         script.write_text(SCRIPT)
-        done = python(script, job, timeout=280)
+        done = python(script, job, timeout=1800)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
