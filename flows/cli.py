@@ -188,14 +188,15 @@ def promote(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a version against the champion; promote it if all gates pass.
+    """Judge a version against the champion; promote it if it passes.
 
     A rejected challenger is a normal outcome: the command ends with 0 and says why.
     """
-    from flows.promote import in_project
+    from flows.promote import in_project, said
     from flows.promote import promote as flow
 
     name, version = _name_and_version(model)
+    again = None if again is None else said(again, "--again")
     decision = in_project(flow, name, version, again=again, dry_run=dry_run)
     if as_json:
         _print_json(decision.model_dump())
@@ -217,10 +218,10 @@ def rollback(
 
     The version that was rolled back stays out until somebody promotes it with --again.
     """
-    from flows.promote import in_project
+    from flows.promote import in_project, said
     from flows.promote import rollback as flow
 
-    entry = in_project(flow, model, _said(reason), to)
+    entry = in_project(flow, model, said(reason, "--reason"), to)
     typer.echo(f"{model} champion: version {entry.version} (ledger row {entry.sequence})")
 
 
@@ -237,9 +238,9 @@ def reject(request: RequestId, reason: Reason) -> None:
 
 
 def _settle(request: str, reason: str, *, approved: bool) -> None:
-    from flows.promote import in_project, settle
+    from flows.promote import in_project, said, settle
 
-    found = in_project(settle, request, _said(reason), approved=approved)
+    found = in_project(settle, request, said(reason, "--reason"), approved=approved)
     typer.echo(f"{found.model} version {found.version}: {found.state} by {found.settled_by}")
 
 
@@ -368,12 +369,6 @@ def _name_and_version(model: str) -> tuple[str, int | None]:
     if colon and not (version.isdecimal() and int(version)):
         raise RegistryError(f"'{model}' names no version; expected a number: {name}:1")
     return name, int(version) if colon else None
-
-
-def _said(reason: str) -> str:
-    if not reason.strip():
-        raise StillmarkError("--reason is empty; say why, it stands in the ledger for ever")
-    return reason.strip()
 
 
 def _content(text: str, loader: str) -> bytes | str:

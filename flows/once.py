@@ -56,7 +56,7 @@ def alone(settings: Settings) -> Iterator[None]:
         raise SetupError(
             f"another run of {settings.root} is going on; wait until it has ended"
         ) from None
-    _end_on_sigterm()
+    end_on_sigterm()
     hide_known_failures()
     try:
         yield
@@ -70,7 +70,7 @@ def flow_run_id() -> str:
     return str(context.flow_run.id) if context and context.flow_run else ""
 
 
-def _end_on_sigterm() -> None:
+def end_on_sigterm() -> None:
     """Lets SIGTERM unwind: a process that it ends at once leaves Prefect's server behind."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))

@@ -6,9 +6,9 @@ from prefect import Flow, flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.schemas.objects import FlowRun
 
-from flows.once import hide_known_failures, preflight, wait_for_task_states
+from flows.once import end_on_sigterm, hide_known_failures, preflight, wait_for_task_states
 from tasks.entries import Entry
-from tasks.errors import RegistryError
+from tasks.errors import RegistryError, StillmarkError
 from tasks.ledger import Request
 from tasks.params import load
 from tasks.promote import Decision
@@ -37,7 +37,18 @@ def find_version(tracking: Tracking, name: str, number: int | None) -> VersionRe
             f"no model '{name}'{hint(name, known) or '; run `stillmark retrain` first'}"
         )
     newest = int(tracking.versions(name)[0].version)
-    return tracking.version(name, number or newest)
+    return tracking.version(name, newest if number is None else number)
+
+
+def said(reason: str, name: str) -> str:
+    """A person's reason, without the space around it.
+
+    Raises:
+        StillmarkError: Nothing was said.
+    """
+    if not reason.strip():
+        raise StillmarkError(f"{name} is empty; say why, it stands in the ledger for ever")
+    return reason.strip()
 
 
 def show_verdicts(decision: Decision) -> None:
@@ -45,8 +56,11 @@ def show_verdicts(decision: Decision) -> None:
     rows = [found.model_dump(include={"gate", "passed", "sentence"}) for found in decision.verdicts]
     version = decision.challenger
     create_table_artifact(rows, key="verdicts", description=decision.sentence)
-    page = f"/#/models/{version.name}/versions/{version.version}"
-    create_link_artifact(page, link_text=f"{version.name} version {version.version}", key="version")
+    address = Settings().tracking_uri
+    if address.startswith("http"):  # a local store has no page until `stillmark open mlflow`
+        page = f"{address.rstrip('/')}/#/models/{version.name}/versions/{version.version}"
+        text = f"{version.name} version {version.version}"
+        create_link_artifact(page, link_text=text, key="version")
 
 
 @flow(name="promote", validate_parameters=False)
@@ -61,6 +75,7 @@ def promote(
         again: A reason to judge a version that was rolled back once.
         dry_run: Only says what the gates say.
     """
+    again = None if again is None else said(again, "again")
     settings = Settings()
     params = load(settings.root)
     challenger = find_version(Tracking(settings.tracking_uri, settings.home), model, version)
@@ -82,7 +97,7 @@ def rollback(model: str, reason: str, to: int | None = None) -> Entry:
     """
     settings = Settings()
     find_version(Tracking(settings.tracking_uri, settings.home), model, to)
-    entry = roll_back(model, to, reason)
+    entry = roll_back(model, to, said(reason, "reason"))
     create_table_artifact([entry.model_dump()], key="rollback", description=reason)
     return entry
 
@@ -96,7 +111,7 @@ def settle(request: str, reason: str, *, approved: bool) -> Request:
         reason: Stands in the ledger.
         approved: Whether the challenger becomes champion.
     """
-    found = settle_request(request, reason, approved=approved)
+    found = settle_request(request, said(reason, "reason"), approved=approved)
     create_table_artifact([found.model_dump()], key="request", description=reason)
     return found
 
@@ -108,6 +123,7 @@ def in_project(called: Flow[..., Result], *given: Any, **named: Any) -> Result: 
         StillmarkError: Whatever stood in the way, in one line.
     """
     preflight(Settings())
+    end_on_sigterm()
     hide_known_failures()
     ids: list[str] = []
 

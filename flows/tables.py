@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from flows.compare import Compared, advice
@@ -77,8 +78,6 @@ def show_comparison(console: Console, compared: Compared) -> None:
 def show(console: Console, outcome: Outcome) -> None:
     """The table, what it means, the decision and where to look further."""
     evaluation = outcome.evaluation
-    edge, control = evaluation.of("edge"), evaluation.of("control")
-    errors = (1 - edge.accuracy) / max(1 - control.accuracy, 1e-9)
     console.print(
         Group(
             models_table(evaluation),
@@ -86,10 +85,10 @@ def show(console: Console, outcome: Outcome) -> None:
             f"p50, p95: one call at batch 1 on one thread of this host ({evaluation.host}).",
             "control: the student's network on the shown labels alone, as many steps, same views.",
             "",
-            f"The edge model makes {errors:.0%} of the control's errors (accuracy "
+            f"The edge model makes {_errors(evaluation)} (accuracy "
             f"{evaluation.gain_over_control:+.2%}, p = {evaluation.p_value:.2g})."
             f"{_advice(evaluation)}",
-            f"[bold]{outcome.decision.sentence}[/bold]",
+            f"[bold]{escape(outcome.decision.sentence)}[/bold]",
             "",
             "Look at what was made:",
             f"  {command()} open mlflow     models, versions, metrics",
@@ -97,6 +96,16 @@ def show(console: Console, outcome: Outcome) -> None:
         ),
         soft_wrap=False,
     )
+
+
+def _errors(evaluation: Evaluation) -> str:
+    """The edge model's errors beside the control's."""
+    edge, control = (
+        round((1 - evaluation.of(role).accuracy) * evaluation.rows) for role in ("edge", "control")
+    )
+    if not control:
+        return f"{edge} errors, the control none"
+    return f"{edge / control:.0%} of the control's errors"
 
 
 def _advice(evaluation: Evaluation) -> str:

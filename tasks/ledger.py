@@ -444,7 +444,9 @@ def _intent(connection: Connection, intent: str) -> Intent:
 def _request(connection: Connection, request: str) -> Request:
     row = connection.execute(select(REQUESTS).where(REQUESTS.c.id == request)).mappings().first()
     if row is None:
-        raise LedgerError(f"there is no request {request}: look at the list of requests")
+        raise LedgerError(
+            f"there is no request {request}: `stillmark history MODEL` lists those that wait"
+        )
     return _read(Request, row)
 
 

@@ -106,6 +106,7 @@ class Rows:
         number = {name: at for at, name in enumerate(self.classes)}
         labels = [HIDDEN if name is None else number[name] for name in names]
         self._labels = np.asarray(labels, dtype=np.int64)
+        self._true = self._labels.copy()
         if redraw is not None and redraw.shuffled:
             self._shuffle(redraw.draw)
         self._inputs = np.load(folder / "rows.npy", mmap_mode="r")
@@ -178,8 +179,10 @@ class Rows:
 
     def _part(self, split: str, *, show_all: bool) -> Part:
         chosen = self._splits == split
-        visible = self._shown[chosen] | show_all
-        labels = np.where(visible, self._labels[chosen], HIDDEN)
+        if show_all:
+            labels = self._true[chosen]
+        else:
+            labels = np.where(self._shown[chosen], self._labels[chosen], HIDDEN)
         contents = None if self._contents is None else self._contents[chosen]
         return Part(self._names[chosen], self._inputs[chosen], labels, self.encoding, contents)
 

@@ -52,11 +52,17 @@ class Server:
         return True
 
 
+def program(name):
+    """Where a program lies: Debian keeps its server's off PATH."""
+    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(debian[-1]) if debian else None)
+
+
 def missing():
     """Why no server can be started here, or None."""
-    absent = [name for name in NEEDED if shutil.which(name) is None]
+    absent = [name for name in NEEDED if program(name) is None]
     if absent:
-        return f"{', '.join(absent)} not on PATH: apt-get install postgresql util-linux"
+        return f"no {', '.join(absent)}: apt-get install postgresql util-linux"
     if find_spec("psycopg2") is None:
         return "psycopg2 is not installed: pip install psycopg2-binary"
     return None
@@ -88,14 +94,15 @@ def server():
 
 @contextlib.contextmanager
 def _started(own, folder):
-    make = [*own, "initdb", "-D", folder / "data", "-U", USER, "--pwfile", folder / "password"]
+    place, password = folder / "data", folder / "password"
+    make = [*own, program("initdb"), "-D", place, "-U", USER, "--pwfile", password]
     make += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"]
     subprocess.run(make, cwd=folder, check=True, capture_output=True, text=True)
     options = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off"}
     words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [*own, "postgres", "-D", folder / "data", *words],
+            [*own, program("postgres"), "-D", place, *words],
             cwd=folder,
             stdout=log,
             stderr=log,

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse
-import skops.io
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
@@ -289,11 +288,13 @@ def save(folder: Path, method: Estimator, fitted: Fitted) -> None:
 
     Equal models give equal bytes.
     """
+    from skops.io import dumps  # noqa: PLC0415 - imports all of scikit-learn
+
     (folder / METHOD_FILE).write_text(json.dumps(method.plain(), indent=2), encoding="utf-8")
     for step in fitted.model.get_params().values():
         if isinstance(step, TfidfVectorizer):
             _tidy(step)
-    (folder / ESTIMATOR_FILE).write_bytes(_settled(skops.io.dumps(fitted.model)))
+    (folder / ESTIMATOR_FILE).write_bytes(_settled(dumps(fitted.model)))
     save_file({"logits": np.ascontiguousarray(fitted.answers)}, folder / ANSWERS_FILE)
 
 
@@ -303,11 +304,13 @@ def load(folder: Path) -> tuple[Estimator, Any]:
     Raises:
         ArtifactError: A file is missing or damaged, or names a type that is not trusted.
     """
+    from skops import io as skops  # noqa: PLC0415 - as above
+
     path = folder / ESTIMATOR_FILE
     try:
         method = ESTIMATORS.parse(json.loads((folder / METHOD_FILE).read_text(encoding="utf-8")))
-        foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - TRUSTED)
-        model = None if foreign else skops.io.load(path, trusted=sorted(TRUSTED))
+        foreign = sorted(set(skops.get_untrusted_types(file=path)) - TRUSTED)
+        model = None if foreign else skops.load(path, trusted=sorted(TRUSTED))
     except DAMAGE as error:
         raise ArtifactError(f"{path} holds no whole estimator: {error}") from None
     if foreign:

@@ -23,9 +23,15 @@ COMMANDS = {
     "check": "Validate everything",
     "methods": "List every method",
     "predict": "Label raw files",
+    "promote": "Judge a version against the champion",
+    "rollback": "Make an earlier version champion again",
+    "approve": "Promote what waits for a person's approval",
+    "reject": "Turn down what waits for a person's approval",
+    "history": "Say who was champion",
     "status": "Say what is champion",
     "open": "Serve MLflow's or Prefect's page",
 }
+OPTIONS = {"open": "--port"} | dict.fromkeys(["rollback", "approve", "reject"], "--reason")
 
 
 @pytest.fixture
@@ -392,7 +398,7 @@ def test_every_command_explains_itself(capsys, monkeypatch, name):
     text = capsys.readouterr().out
     assert COMMANDS[name] in text
     assert "--help" in text
-    assert ("--port" if name == "open" else "--json") in text
+    assert OPTIONS.get(name, "--json") in text
     assert max(len(line) for line in text.splitlines()) <= 100
 
 

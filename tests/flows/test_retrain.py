@@ -1,5 +1,6 @@
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +20,9 @@ from tasks.lineage import origin
 from tasks.lineage.record import Code
 from tasks.params import load
 from tasks.refs import DataRef
+from tasks.settings import Settings
 from tasks.stage import Run
+from tasks.succession import Succession
 from tasks.tracking import Tracking
 from tasks.versioning import Versions
 
@@ -231,6 +234,21 @@ def test_changed_rows_make_all_stages_run(changed):
     assert set(plan(store(changed), Run("digits", params.compute, data_ref), params).values()) == {
         False
     }
+
+
+def test_a_retraining_that_wants_approval_says_what_to_type(changed, capsys, monkeypatch):
+    """In this process; nothing is trained anew, and nobody was champion before."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    (changed.root / "ledger.db").unlink()
+    store(changed).client.delete_registered_model_alias("digits.edge", "champion")
+    changed.change("promote", {"gates": [{"name": "budget", "size_kib": 1000}], "approval": True})
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["retrain"]) == 0
+    (request,) = Succession.of(Settings()).ledger.requests("digits.edge", "open")
+    assert f"`stillmark approve {request.id} --reason …` promotes it" in capsys.readouterr().out
+    assert store(changed).holder("digits.edge", "champion") is None
 
 
 def test_check_says_that_the_rows_have_to_be_prepared(changed, capsys):

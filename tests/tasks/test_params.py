@@ -94,9 +94,9 @@ def test_the_tree_is_frozen(write):
             "weight",
         ),
         (
-            rename("promote", "gates", 0, "alpha", "alhpa"),
-            "'promote.gates[0].quality.alhpa'",
-            "alpha",
+            rename("promote", "gates", 0, "margin", "magrin"),
+            "'promote.gates[0].slices.magrin'",
+            "margin",
         ),
     ],
 )

@@ -198,6 +198,10 @@ def test_a_verdict_that_was_written_by_hand_is_named(challenge, kept, tmp_path):
     (folder / "judgement.json").write_bytes(canonical(tree))
     (problem,) = recheck(folder, digest_of_files(digests_of_folder(folder)))
     assert problem.startswith("gate quality said: ")
+    tree["verdicts"] = tree["verdicts"][1:]
+    (folder / "judgement.json").write_bytes(canonical(tree))
+    problem, *_ = recheck(folder, digest_of_files(digests_of_folder(folder)))
+    assert problem == "gates judged: 1 and MLflow, verdicts kept: 1"
 
 
 @pytest.mark.parametrize("whose", ["challenger", "champion"])

@@ -13,7 +13,7 @@ from tasks.budget import LabelBudget, Redraw
 from tasks.errors import DataError
 from tasks.modalities.images import Images
 from tasks.prepare import prepare
-from tasks.rows import HIDDEN, Rows
+from tasks.rows import HIDDEN, Rows, place_of
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,39 @@ def test_shuffled_labels_belong_to_other_rows(rows, prepared):
     # What a model is judged on stays as it is.
     assert shown(wrong.validation) == shown(rows.validation)
     assert shown(wrong.open_test()) == shown(rows.open_test())
+    assert shown(wrong.open_oracle()) == shown(rows.open_oracle())
+
+
+def test_where_all_labels_are_shown_nothing_is_copied(rows):
+    part = rows.open_test()
+    assert part.labelled is part
+    assert rows.train.labelled is not rows.train
+
+
+def test_rows_are_taken_in_the_order_asked_for(rows):
+    part = rows.train
+    found = part.take(np.array([3, 0]))
+    assert found.names.tolist() == part.names[[3, 0]].tolist()
+    assert (found.inputs == part.inputs[[3, 0]]).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("cat/001.jpg", "cat"),
+        ("train/cat/001.jpg", "train/cat"),
+        ("rows.csv#7", "rows.csv"),
+        ("photos.zip!train/cat/1.jpg", "photos.zip!train/cat"),
+        ("seven.png", "."),
+    ],
+)
+def test_a_rows_place_is_its_folder_or_its_file(source, place):
+    assert place_of(source) == place
+
+
+def test_every_test_row_has_a_source(rows):
+    assert rows.test_sources.shape == rows.open_test().names.shape
+    assert set(rows.test_sources) == {"h", "v"}
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,15 @@ def test_the_project_is_the_nearest_folder_above_with_parameters(project):
     assert settings.root == project
     assert settings.home == project / ".stillmark"
     assert settings.tracking_uri == f"sqlite:///{project / 'mlflow.db'}"
+    assert settings.ledger_address == f"sqlite:///{project / 'ledger.db'}"
+
+
+def test_addresses_with_passwords_are_not_shown(project, monkeypatch):
+    monkeypatch.setenv("STILLMARK_LEDGER_URI", "postgresql://ann:open-sesame@db/ledger")
+    monkeypatch.setenv("STILLMARK_WEBHOOK", "https://example.org/hook/open-sesame")
+    settings = Settings()
+    assert "open-sesame" not in repr(settings)
+    assert settings.ledger_address == "postgresql://ann:open-sesame@db/ledger"
 
 
 def test_the_environment_goes_first(project, tmp_path_factory, monkeypatch):

@@ -42,7 +42,8 @@ def test_a_result_is_stored_whole_and_found_again(bench, toy):
     assert (ref.stage, ref.role) == ("guess", "edge")
     assert toy.find(bench) == ref
     stored = bench.tracking.fetch(ref).folder
-    assert {path.name for path in payload_of(stored).iterdir()} == {"model.onnx", "schema.json"}
+    files = {path.name for path in payload_of(stored).iterdir()}
+    assert files == {"model.onnx", "schema.json", "salt.txt"}
     (run,) = bench.runs(stage="guess")
     assert run.info.run_id == ref.run_id
     assert run.info.status == "FINISHED"
@@ -77,7 +78,7 @@ def test_the_record_is_canonical_and_named_by_its_digest(bench, toy):
     assert record.key == ref.key
     assert record.data == bench.run.data
     assert record.code == origin.code()
-    assert record.parameters == {"quality": "good"}
+    assert record.parameters == {"quality": "good", "salt": 0}
     assert record.environment["threads"] == 1
     assert "torch" in record.environment["packages"]
     (named,) = record.parents

@@ -1,8 +1,10 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
 import yaml
@@ -133,3 +135,26 @@ def test_dvcs_own_error_is_one_line_that_says_something(versions):
     with pytest.raises(DataError, match=r"^dvc: .*(prepare|dvc\.yaml)") as caught:
         versions.prepare()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_data_is_as_old_as_the_commit_of_its_version(tmp_path):
+    def git(*words, date="2025-03-04T05:06:07+02:00"):
+        names = {"GIT_AUTHOR_NAME": "ann", "GIT_AUTHOR_EMAIL": "ann@example.org"}
+        names |= {name.replace("AUTHOR", "COMMITTER"): value for name, value in names.items()}
+        dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+        subprocess.run(["git", *words], cwd=tmp_path, env=os.environ | names | dates, check=True)
+
+    versions = Versions(tmp_path, tmp_path / ".stillmark")
+    file = tmp_path / "data.dvc"
+    file.write_text("first")
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    in_2001 = datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+    assert versions.changed() == in_2001
+    git("init", "--quiet")
+    assert versions.changed() == in_2001
+    git("add", "data.dvc")
+    git("commit", "--quiet", "--message", "data")
+    assert versions.changed() == datetime(2025, 3, 4, 3, 6, 7, tzinfo=UTC)
+    file.write_text("second")
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    assert versions.changed() == in_2001
