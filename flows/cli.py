@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.server import start_own_server
 from tasks.errors import RegistryError, SetupError, StillmarkError
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracking
@@ -41,6 +43,7 @@ def retrain(*, as_json: Json = False) -> None:
 
     A rejected challenger is a normal outcome: the command ends with 0 and says why.
     """
+    start_own_server(Settings())
     from rich.console import Console
 
     from flows.retrain import run_once
@@ -67,6 +70,7 @@ def compare_arms(*, as_json: Json = False) -> None:
 
     Trains every arm of section `compare` over several label draws and seeds.
     """
+    start_own_server(Settings())
     from rich.console import Console
 
     from flows.compare import advice, compare_once, rows_of
@@ -89,7 +93,6 @@ def check(*, as_json: Json = False) -> None:
     """
     from flows.chain import plan
     from flows.once import preflight
-    from tasks.settings import Settings
     from tasks.stage import Run
     from tasks.tracking import Tracking
     from tasks.versioning import Versions
@@ -192,10 +195,11 @@ def promote(
 
     A rejected challenger is a normal outcome: the command ends with 0 and says why.
     """
+    name, version = _name_and_version(model)
+    start_own_server(Settings())
     from flows.promote import in_project, said
     from flows.promote import promote as flow
 
-    name, version = _name_and_version(model)
     again = None if again is None else said(again, "--again")
     decision = in_project(flow, name, version, again=again, dry_run=dry_run)
     if as_json:
@@ -218,6 +222,7 @@ def rollback(
 
     The version that was rolled back stays out until somebody promotes it with --again.
     """
+    start_own_server(Settings())
     from flows.promote import in_project, said
     from flows.promote import rollback as flow
 
@@ -238,6 +243,7 @@ def reject(request: RequestId, reason: Reason) -> None:
 
 
 def _settle(request: str, reason: str, *, approved: bool) -> None:
+    start_own_server(Settings())
     from flows.promote import in_project, said, settle
 
     found = in_project(settle, request, said(reason, "--reason"), approved=approved)
@@ -259,7 +265,6 @@ def history(
     """Say who was champion, when, by whom, why and on which evidence."""
     from flows.history import history as found_history
     from flows.history import lines, rechecked
-    from tasks.settings import Settings
     from tasks.succession import Succession
 
     succession = Succession.of(Settings())
@@ -284,7 +289,6 @@ def history(
 def status(*, as_json: Json = False) -> None:
     """Say what is champion, why, and how runs ended."""
     from flows.overview import lines, overview
-    from tasks.settings import Settings
 
     found = overview(Settings(), _tracking())
     if as_json:
@@ -301,8 +305,6 @@ def open_page(
     ] = None,
 ) -> None:
     """Serve MLflow's or Prefect's page, until Ctrl-C."""
-    from tasks.settings import Settings
-
     settings = Settings()
     settings.writable_home()
     number = port or PORTS[page]
@@ -329,7 +331,6 @@ def open_page(
 
 
 def _tracking() -> "Tracking":
-    from tasks.settings import Settings
     from tasks.tracking import Tracking
 
     settings = Settings()

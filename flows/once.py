@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.context import FlowRunContext
 
+from flows.server import reach_api
 from tasks.compute import Compute
 from tasks.errors import SetupError, StillmarkError
 from tasks.params import Params, load
@@ -47,7 +48,7 @@ def alone(settings: Settings) -> Iterator[None]:
     """Holds the project's lock, and lets a signal or an error of ours end the flow without noise.
 
     Raises:
-        SetupError: Another run of the project holds it.
+        SetupError: Another run of the project holds it, or Prefect's server does not answer.
     """
     lock = FileLock(settings.home / "retrain.lock")
     try:
@@ -56,9 +57,10 @@ def alone(settings: Settings) -> Iterator[None]:
         raise SetupError(
             f"another run of {settings.root} is going on; wait until it has ended"
         ) from None
-    end_on_sigterm()
-    hide_known_failures()
     try:
+        end_on_sigterm()
+        hide_known_failures()
+        reach_api()
         yield
     finally:
         lock.release()

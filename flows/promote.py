@@ -7,6 +7,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.schemas.objects import FlowRun
 
 from flows.once import end_on_sigterm, hide_known_failures, preflight, wait_for_task_states
+from flows.server import reach_api
 from tasks.entries import Entry
 from tasks.errors import RegistryError, StillmarkError
 from tasks.ledger import Request
@@ -125,6 +126,7 @@ def in_project(called: Flow[..., Result], *given: Any, **named: Any) -> Result: 
     preflight(Settings())
     end_on_sigterm()
     hide_known_failures()
+    reach_api()
     ids: list[str] = []
 
     def note(flow: object, flow_run: FlowRun, state: object) -> None:  # noqa: ARG001 - Prefect's names

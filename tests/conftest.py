@@ -127,7 +127,27 @@ def plain_params():
 
 
 @pytest.fixture(scope="session")
-def fresh(tmp_path_factory, raw, plain_params):
+def everyone(tmp_path_factory, worker_id):
+    """A folder that all test workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def prefect_database(everyone):
+    """Prefect's own database with nothing in it: making one takes longer than most tests."""
+    home = everyone / "prefect"
+    with FileLock(everyone / "prefect.lock"):
+        if not home.exists():
+            command = [Path(sys.executable).with_name("prefect"), "server", "database", "upgrade"]
+            environment = os.environ | {"PREFECT_HOME": str(home)}
+            subprocess.run([*command, "-y"], env=environment, check=True, capture_output=True)
+    shutil.copy(home / "prefect.db", os.environ["PREFECT_HOME"])
+    return home / "prefect.db"
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory, raw, plain_params, prefect_database):
     """A project as a user has it before the first run: in git and DVC, nothing trained."""
     root = tmp_path_factory.mktemp("fresh") / "project"
     caches = shutil.ignore_patterns("__pycache__")
@@ -150,6 +170,8 @@ def fresh(tmp_path_factory, raw, plain_params):
     ):
         done = project.command(*command, env=project.environment | cache)
         assert done.returncode == 0, done.stderr
+    (root / ".stillmark" / "prefect").mkdir(parents=True, exist_ok=True)
+    shutil.copy(prefect_database, root / ".stillmark" / "prefect")
     return project
 
 
@@ -170,11 +192,8 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(fresh, tmp_path_factory, worker_id):
+def finished(fresh, everyone):
     """Read only, as it is shared, by all workers: tests that change anything take their own."""
-    everyone = tmp_path_factory.getbasetemp()
-    if worker_id != "master":
-        everyone = everyone.parent
     project = Project(everyone / "finished" / "project")
     said = everyone / "finished.json"
     with FileLock(everyone / "finished.lock"):

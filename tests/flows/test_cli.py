@@ -74,7 +74,8 @@ def test_a_misspelt_parameter_stops_a_real_process_before_anything_starts(untrai
     )
     assert len(done.stderr.splitlines()) == 1
     assert not (untrained.root / "mlflow.db").exists()
-    assert not list((untrained.root / ".stillmark").rglob("prefect.db"))
+    with sqlite3.connect(untrained.root / ".stillmark" / "prefect" / "prefect.db") as database:
+        assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("command", ["retrain", "check"])
