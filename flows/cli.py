@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import lineage_commands
 from flows.server import start_own_server
 from tasks.errors import RegistryError, SetupError, StillmarkError
 from tasks.settings import Settings
@@ -157,8 +158,11 @@ def predict(
 
     For example: stillmark predict digits.edge seven.png
     """
+    from flows.naming import version_named
+
     tracking = _tracking()
-    classifier = tracking.load_pyfunc(_model_uri(tracking, model))
+    version = version_named(tracking, model)
+    classifier = tracking.load_pyfunc(f"models:/{version.name}/{version.version}")
     contents = [_content(text, str(classifier.loader_module)) for text in inputs]
     try:
         found = classifier.predict(contents)
@@ -285,6 +289,10 @@ def history(
         raise typer.Exit(1)
 
 
+for lineage_command in lineage_commands.COMMANDS:
+    app.command()(lineage_command)
+
+
 @app.command()
 def status(*, as_json: Json = False) -> None:
     """Say what is champion, why, and how runs ended."""
@@ -336,32 +344,6 @@ def _tracking() -> "Tracking":
     settings = Settings()
     settings.writable_home()
     return Tracking(settings.tracking_uri, settings.home)
-
-
-def _model_uri(tracking: "Tracking", model: str) -> str:
-    """MLflow's address of MODEL, MODEL@ALIAS or MODEL:VERSION.
-
-    Raises:
-        RegistryError: There is no such model, alias or version; says which there are.
-    """
-    from tasks.sections import hint
-
-    name, at, alias = model.partition("@")
-    name, colon, version = name.partition(":")
-    known = tracking.registered()
-    if name not in known:
-        raise RegistryError(
-            f"no model '{name}'{hint(name, known) or '; run `stillmark retrain` first'}"
-        )
-    if colon:
-        versions = [str(found.version) for found in tracking.versions(name)]
-        if version not in versions:
-            raise RegistryError(f"'{name}' has no version '{version}'{hint(version, versions)}")
-        return f"models:/{name}/{version}"
-    wanted = alias if at else "champion"
-    if tracking.holder(name, wanted) is None:
-        raise RegistryError(f"'{name}' has no alias '{wanted}'; name a version: {name}:1")
-    return f"models:/{name}@{wanted}"
 
 
 def _name_and_version(model: str) -> tuple[str, int | None]:

@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 from uuid import UUID
 
 from filelock import FileLock, Timeout
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.context import FlowRunContext
 
@@ -20,10 +23,13 @@ from tasks.compute import Compute
 from tasks.errors import SetupError, StillmarkError
 from tasks.params import Params, load
 from tasks.settings import Settings
+from tasks.signing import refuse_key
 from tasks.succession import Succession
 from tasks.versioning import Versions
 
 FINAL_STATE_SECONDS = 10.0
+
+Result = TypeVar("Result")
 
 log = logging.getLogger("stillmark")
 
@@ -37,6 +43,8 @@ def preflight(settings: Settings) -> Params:
     params = load(settings.root)
     Compute.resolve(params.compute)
     settings.writable_home()
+    if settings.signing_key is not None:
+        refuse_key(settings.signing_key, settings.signing_password)
     Versions(settings.root, settings.home).check()
     for done in Succession.of(settings).reconcile():
         log.warning(done)
@@ -64,6 +72,30 @@ def alone(settings: Settings) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def in_process(
+    called: Flow[..., Result],
+    *given: Any,  # noqa: ANN401 - whatever the flow takes
+    **named: Any,  # noqa: ANN401
+) -> tuple[Result, str]:
+    """Runs a flow in this process.
+
+    Returns:
+        What it gives, and Prefect's id of the run.
+
+    Raises:
+        StillmarkError: Whatever stood in the way, in one line.
+    """
+    end_on_sigterm()
+    hide_known_failures()
+    reach_api()
+    ids: list[str] = []
+
+    def note(flow: object, flow_run: FlowRun, state: object) -> None:  # noqa: ARG001 - Prefect's names
+        ids.append(str(flow_run.id))
+
+    return called.with_options(on_completion=[note])(*given, **named), ids[0]
 
 
 def flow_run_id() -> str:

@@ -4,12 +4,11 @@ from typing import Any, TypeVar
 
 from prefect import Flow, flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.client.schemas.objects import FlowRun
 
-from flows.once import end_on_sigterm, hide_known_failures, preflight, wait_for_task_states
-from flows.server import reach_api
+from flows.naming import refuse_unknown
+from flows.once import in_process, preflight, wait_for_task_states
 from tasks.entries import Entry
-from tasks.errors import RegistryError, StillmarkError
+from tasks.errors import StillmarkError
 from tasks.ledger import Request
 from tasks.params import load
 from tasks.promote import Decision
@@ -17,7 +16,6 @@ from tasks.promote import promote as judge_and_promote
 from tasks.promote import rollback as roll_back
 from tasks.promote import settle as settle_request
 from tasks.refs import VersionRef
-from tasks.sections import hint
 from tasks.settings import Settings
 from tasks.stage import Run
 from tasks.tracking import Tracking
@@ -32,11 +30,7 @@ def find_version(tracking: Tracking, name: str, number: int | None) -> VersionRe
     Raises:
         RegistryError: There is no such model or version; says which there are.
     """
-    known = tracking.registered()
-    if name not in known:
-        raise RegistryError(
-            f"no model '{name}'{hint(name, known) or '; run `stillmark retrain` first'}"
-        )
+    refuse_unknown(tracking, name)
     newest = int(tracking.versions(name)[0].version)
     return tracking.version(name, newest if number is None else number)
 
@@ -124,14 +118,6 @@ def in_project(called: Flow[..., Result], *given: Any, **named: Any) -> Result: 
         StillmarkError: Whatever stood in the way, in one line.
     """
     preflight(Settings())
-    end_on_sigterm()
-    hide_known_failures()
-    reach_api()
-    ids: list[str] = []
-
-    def note(flow: object, flow_run: FlowRun, state: object) -> None:  # noqa: ARG001 - Prefect's names
-        ids.append(str(flow_run.id))
-
-    result = called.with_options(on_completion=[note])(*given, **named)
-    wait_for_task_states(ids[0])
+    result, flow_run = in_process(called, *given, **named)
+    wait_for_task_states(flow_run)
     return result

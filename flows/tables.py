@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich import box
@@ -88,6 +89,7 @@ def show(console: Console, outcome: Outcome) -> None:
             f"The edge model makes {_errors(evaluation)} (accuracy "
             f"{evaluation.gain_over_control:+.2%}, p = {evaluation.p_value:.2g})."
             f"{_advice(evaluation)}",
+            *_privacy(evaluation),
             f"[bold]{escape(outcome.decision.sentence)}[/bold]",
             "",
             "Look at what was made:",
@@ -115,6 +117,16 @@ def _advice(evaluation: Evaluation) -> str:
         " The chain does not help here: train the teacher for longer, or deploy the student's "
         "network trained on the labels alone."
     )
+
+
+def _privacy(evaluation: Evaluation) -> Iterator[str]:
+    """What the edge model gives away of its training rows, where that was measured."""
+    found = evaluation.of("edge").membership
+    if found and (attack := found.strongest):
+        yield (
+            f"Its answers tell training rows from others with an AUC of {attack.auc:.2f} "
+            f"({attack.low:.2f}–{attack.high:.2f}; 0.5 is guessing)."
+        )
 
 
 def command() -> str:

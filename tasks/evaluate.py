@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks import estimators, networks
-from tasks.answers import asking
+from tasks.answers import Ask, asking
 from tasks.errors import DataError
 from tasks.exporters import MODEL_FILE
 from tasks.keep import example
+from tasks.membership import Membership, membership
 from tasks.networks import SPEC_FILE, Spec
 from tasks.refs import ModelRef
 from tasks.rows import Part
@@ -29,6 +30,7 @@ from tasks.statistics import Share, paired, share
 
 REPORT_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.parquet"
 WARM_UP_CALLS = 10
+ATTACKED = ("control", "edge")
 
 
 class EvaluateParams(Section):
@@ -36,9 +38,12 @@ class EvaluateParams(Section):
 
     Attributes:
         latency_calls: Calls per model at batch 1 on one thread, the models taking turns.
+        membership_rows: Most training rows, and as many held out, that membership-inference attacks
+            on the edge model and its control are tried on.
     """
 
     latency_calls: Annotated[int, Field(ge=10)] = 300
+    membership_rows: Annotated[int, Field(ge=100)] = 5000
 
 
 class ZeroShot(BaseModel):
@@ -95,6 +100,9 @@ class Measured(BaseModel):
         size_bytes: Size of its ONNX file, or of the estimator's.
         latency_p50_ms: Median time of a call at batch 1 on one thread of this host.
         latency_p95_ms: 95th percentile of the same.
+        zero_shot: Where some classes were never labelled.
+        membership: How well its training rows can be told from others; of the edge model and its
+            control.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,6 +117,7 @@ class Measured(BaseModel):
     latency_p50_ms: float
     latency_p95_ms: float
     zero_shot: ZeroShot | None = None
+    membership: Membership | None = None
 
 
 class Evaluation(BaseModel):
@@ -158,19 +167,16 @@ def evaluate(work: Work, params: EvaluateParams, **models: ModelRef) -> dict[str
     calls = {role: (lambda ask=ask: ask(one)) for role, ask in classifiers.items()}
     times = interleaved(calls, params.latency_calls)
     measured = [
-        _measured(work, role, folders[role], share(right[role]), times[role]) for role in models
+        _measured(work, role, folders[role], share(right[role]), times[role]).model_copy(
+            update={
+                "zero_shot": _zero_shot(work, probabilities[role], test),
+                "membership": _membership(work, params, classifiers[role], test)
+                if role in ATTACKED
+                else None,
+            }
+        )
+        for role in models
     ]
-    if np.isin(test.labels, work.rows.unseen).any():
-        measured = [
-            found.model_copy(
-                update={
-                    "zero_shot": ZeroShot.of(
-                        probabilities[found.role], test.labels, work.rows.unseen
-                    )
-                }
-            )
-            for found in measured
-        ]
     against = paired(right["edge"], right["control"])
     evaluation = Evaluation(
         rows=len(test),
@@ -183,6 +189,16 @@ def evaluate(work: Work, params: EvaluateParams, **models: ModelRef) -> dict[str
     (work.folder / REPORT_FILE).write_text(evaluation.model_dump_json(indent=2), encoding="utf-8")
     write_predictions(work.folder / PREDICTIONS_FILE, test, work.rows.classes, probabilities)
     return {f"{found.role}.test_accuracy": found.accuracy for found in measured}
+
+
+def _zero_shot(work: Work, probabilities: NDArray[np.float32], test: Part) -> ZeroShot | None:
+    if not np.isin(test.labels, work.rows.unseen).any():
+        return None
+    return ZeroShot.of(probabilities, test.labels, work.rows.unseen)
+
+
+def _membership(work: Work, params: EvaluateParams, ask: Ask, test: Part) -> Membership:
+    return membership(ask, work.rows.train, test, params.membership_rows)
 
 
 def _measured(

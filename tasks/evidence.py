@@ -36,6 +36,7 @@ class _SideFacts(_Facts):
     latency_ms: tuple[float, ...]
     lineage: tuple[str, ...]
     clean: bool
+    membership: tuple[float, float, float] | None = None
 
     @classmethod
     def of(cls, side: Side) -> "_SideFacts":
@@ -46,6 +47,7 @@ class _SideFacts(_Facts):
             latency_ms=tuple(side.latency_ms.tolist()),
             lineage=side.lineage,
             clean=side.clean,
+            membership=side.membership,
         )
 
     def side(
@@ -64,6 +66,7 @@ class _SideFacts(_Facts):
             latency_ms=np.asarray(self.latency_ms, np.float64),
             lineage=self.lineage,
             clean=self.clean,
+            membership=self.membership,
         )
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks import evidence as stored_evidence
 from tasks.errors import ArtifactError, DataError, RegistryError
-from tasks.evaluate import interleaved
+from tasks.evaluate import Evaluation, interleaved
 from tasks.exporters import MODEL_FILE
 from tasks.gates import GATES, Evidence, Gate, Side, Verdict
 from tasks.keep import SCHEMA_FILE
@@ -163,7 +163,21 @@ class _Asked:
             latency_ms=latency_ms,
             lineage=problems,
             clean=clean,
+            membership=self._membership(),
         )
+
+    def _membership(self) -> tuple[float, float, float] | None:
+        """As the evaluation that the version was registered with measured it."""
+        try:
+            report = self.bench.tracking.evaluation_of(self.version)
+        except ArtifactError:
+            return None  # where a gate asks for the figure, it says that there is none
+        if report is None:
+            return None
+        found = {one.role: one.membership for one in Evaluation.read(report).models}
+        attacked = found.get(self.version.model.role)
+        attack = attacked.strongest if attacked else None
+        return None if attack is None else (attack.auc, attack.low, attack.high)
 
     def _probabilities(self) -> NDArray[np.float32]:
         """Over today's classes, which the version may not all know, (N, classes)."""

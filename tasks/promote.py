@@ -20,6 +20,7 @@ from tasks.refs import VersionRef
 from tasks.rows import Rows
 from tasks.sections import Section
 from tasks.settings import Settings
+from tasks.signing import SIGNATURE_FILE, sign
 from tasks.stage import Run
 from tasks.succession import CHAMPION, Succession, actor
 from tasks.tracking import Tracking
@@ -190,7 +191,7 @@ def _judged(case: _Case) -> tuple[Evidence, Judgement]:
 
 
 def _decide(case: _Case, again: str | None) -> Decision:
-    """Intent → evidence → append → alias → read back."""
+    """Intent → evidence → signature → append → alias → read back."""
     succession, ledger = case.succession, case.succession.ledger
     intent = succession.intend(case.challenger, "promoted", again or "all gates passed")
     evidence, judgement = _judged(case)
@@ -205,8 +206,20 @@ def _decide(case: _Case, again: str | None) -> Decision:
         note = f"`stillmark approve {request.id} --reason …` promotes it"
         return case.decided("awaiting", verdicts=verdicts, note=note, request=request.id)
     reason = again or "; ".join(found.sentence for found in verdicts)
+    _sign(case.settings, case.tracking, case.challenger)
     entry = succession.install(intent, case.challenger, reason=reason, **kept)
     return case.decided("promoted", verdicts=verdicts, sequence=entry.sequence)
+
+
+def _sign(settings: Settings, tracking: Tracking, version: VersionRef) -> None:
+    """Leaves a signature beside the run that made a version, where there is a key to sign with."""
+    if settings.signing_key is None:
+        return
+    folder = tracking.fetch(version.model).folder
+    with tempfile.TemporaryDirectory() as scratch:
+        signature = Path(scratch) / SIGNATURE_FILE
+        sign(folder, settings.signing_key, signature, settings.signing_password)
+        tracking.store_report(version.model.run_id, Path(scratch))
 
 
 class Kept(TypedDict):
@@ -357,6 +370,7 @@ def _approve(settings: Settings, succession: Succession, asked: Request, reason:
     intent = succession.intend(version, "promoted", f"approved: {reason}")
     if asked.state != "approved":
         ledger.settle(asked.id, "approved", actor(), reason)
+    _sign(settings, succession.tracking, version)
     succession.install(intent, version, evidence=asked.evidence, evidence_run=asked.evidence_run)
     sentence = f"{asked.model} version {asked.version} promoted, approved by {actor()}: {reason}"
     tags = {DECISION_TAG: "promoted", REASON_TAG: sentence[:LONGEST_TAG]}

@@ -31,5 +31,11 @@ def register(run: Run, models: dict[str, ModelRef], evaluation: ModelRef) -> dic
         versions[role] = tracking.register(f"{run.project}.{role}", ref, tags)
     for found in report.models:
         figures = {"test_accuracy": found.accuracy, "latency_p50_ms": found.latency_p50_ms}
+        if found.membership and (attack := found.membership.strongest):
+            figures |= {
+                "membership_auc": attack.auc,
+                "membership_auc_low": attack.low,
+                "membership_auc_high": attack.high,
+            }
         tracking.log_metrics(evaluation.run_id, figures, model=models[found.role], data=run.data)
     return versions

@@ -17,6 +17,7 @@ QUIET = {
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -34,6 +35,8 @@ class Settings(BaseSettings):
             which is where plain MLflow code run there looks too.
         ledger_uri: The ledger's database; by default `ledger.db` in the project. A team shares a
             PostgreSQL database (`postgresql://…`).
+        signing_key: File with a private key (PEM); what is promoted is signed with it.
+        signing_password: Of that key, where it is encrypted.
         webhook: Address that promotions, rejections and rollbacks are posted to; none by default.
     """
 
@@ -42,6 +45,8 @@ class Settings(BaseSettings):
     project: Path = Field(default_factory=lambda: find_project(Path.cwd()))
     mlflow_uri: str | None = None
     ledger_uri: SecretStr | None = None
+    signing_key: Path | None = None
+    signing_password: SecretStr | None = None
     webhook: SecretStr | None = None
 
     @cached_property

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtri
-from scipy.stats import binomtest
+from scipy.stats import binomtest, rankdata
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -38,6 +38,38 @@ def share(right: NDArray[np.bool_]) -> Share:
     test = binomtest(int(right.sum()), count)
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
     return Share(float(right.mean()), float(interval.low), float(interval.high), count)
+
+
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """How well a score tells two kinds of rows apart.
+
+    Attributes:
+        auc: Chance that a row of the first kind scores higher than one of the second; ties count
+            half. 0.5 tells nothing.
+        low: Lower end of the 95% interval (DeLong, DeLong and Clarke-Pearson 1988).
+        high: Upper end.
+    """
+
+    auc: float
+    low: float
+    high: float
+
+
+def separation(first: NDArray[np.float64], second: NDArray[np.float64]) -> Separation:
+    """Area under the ROC curve of scores, (N,) against (M,), each at least 2.
+
+    By mid-ranks (Sun and Xu 2014), so that 60,000 rows take milliseconds.
+    """
+    count, others = len(first), len(second)
+    together = rankdata(np.concatenate([first, second]))
+    # Of each row, the share of the other kind that it is above.
+    above = (together[:count] - rankdata(first)) / others
+    below = 1 - (together[count:] - rankdata(second)) / count
+    auc = float(above.mean())
+    deviation = math.sqrt(above.var(ddof=1) / count + below.var(ddof=1) / others)
+    reach = float(ndtri((1 + CONFIDENCE) / 2)) * deviation
+    return Separation(auc, max(0.0, auc - reach), min(1.0, auc + reach))
 
 
 @dataclass(frozen=True, slots=True)

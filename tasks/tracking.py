@@ -4,16 +4,20 @@ Works through the client with explicit run ids: MLflow's active run belongs to a
 runs.
 """
 
+import hashlib
 import json
 import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 import mlflow.artifacts
@@ -23,20 +27,25 @@ from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
+    LoggedModel,
     LoggedModelStatus,
     Metric,
     Param,
     Run,
     RunTag,
+    ViewType,
 )
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PyFuncModel
+from mlflow.store.entities import PagedList
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from tasks.errors import ArtifactError, RegistryError, SetupError
+from tasks.lineage.record import FILE_NAME as RECORD_FILE
 from tasks.lineage.record import Record
 from tasks.refs import DataRef, ModelRef, VersionRef
 
@@ -67,6 +76,21 @@ class Stored:
 
     ref: ModelRef
     folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The run that made a model or a report.
+
+    Attributes:
+        run_id: MLflow's id of it.
+        started: When it began, in UTC.
+        ended: When it ended, in UTC.
+    """
+
+    run_id: str
+    started: datetime
+    ended: datetime
 
 
 class Tracking:
@@ -104,18 +128,24 @@ class Tracking:
         place = (self.home / "artifacts").as_uri() if self.is_local else None
         return self.client.create_experiment(name, artifact_location=place)
 
-    def start(self, project: str, stage: str, key: str, data: DataRef) -> str:
-        """Opens a run; returns its id."""
-        tags = {KEY_TAG: key, STAGE_TAG: stage, "mlflow.runName": stage}
+    def start(
+        self, project: str, stage: str, key: str | None = None, data: DataRef | None = None
+    ) -> str:
+        """Opens a run, on a data version where it has one; returns its id."""
+        tags = {STAGE_TAG: stage, "mlflow.runName": stage} | ({KEY_TAG: key} if key else {})
         run = self.client.create_run(self.experiment(project), tags=tags)
+        if data is not None:
+            self._log_data(run.info.run_id, data)
+        return run.info.run_id
+
+    def _log_data(self, run_id: str, data: DataRef) -> None:
         dataset = Dataset(
             name=DATASET,
             digest=data.prepared,
             source_type="dvc",
             source=json.dumps({"raw": data.raw, "manifest": data.manifest}),
         )
-        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [])])
-        return run.info.run_id
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [])])
 
     def log_params(self, run_id: str, params: dict[str, Any]) -> None:
         """Logs a parameter tree under dotted names."""
@@ -241,6 +271,70 @@ class Tracking:
     def _download(self, uri: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self.uri))
 
+    def stored_at(self, model_id: str) -> Path:
+        """Folder with a stored model's files as they are: none is hashed.
+
+        Raises:
+            ArtifactError: The model or its files are gone.
+        """
+        place = self.about_model(model_id).artifact_location
+        if not place.startswith("file:"):
+            return self._folder(model_id)
+        # Read in place: MLflow would leave a note of its own beside the files.
+        folder = Path(url2pathname(urlsplit(place).path))
+        if not folder.is_dir():
+            raise ArtifactError(f"the files of model {model_id} are gone: {folder} is missing")
+        return folder
+
+    def about_model(self, model_id: str) -> LoggedModel:
+        """What MLflow notes of a stored model: its run, its role, its tags.
+
+        Raises:
+            ArtifactError: It was deleted.
+        """
+        try:
+            return self.client.get_logged_model(model_id)
+        except MlflowException as error:
+            raise ArtifactError(f"model {model_id} is gone: {_first_line(error)}") from None
+
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """All tags of a run.
+
+        Raises:
+            ArtifactError: It was deleted.
+        """
+        try:
+            return dict(self.client.get_run(run_id).data.tags)
+        except MlflowException as error:
+            raise ArtifactError(f"run {run_id} is gone: {_first_line(error)}") from None
+
+    def attached(self, run_id: str, name: str) -> Path | None:
+        """A file that was uploaded to a run, or None where it was not.
+
+        Raises:
+            ArtifactError: The run is gone.
+        """
+        self.run_tags(run_id)
+        if name not in {found.path for found in self.client.list_artifacts(run_id)}:
+            return None
+        return self.report(run_id) / name
+
+    def versions_of(self, run_id: str) -> list[ModelVersion]:
+        """Every registered version that a run's model was registered as, oldest first."""
+        found = _all(self.client.search_model_versions, f"run_id = '{run_id}'")
+        return sorted(found, key=lambda version: (version.name, int(version.version)))
+
+    def noted(self, name: str, number: int) -> ModelVersion:
+        """What MLflow notes of a version, whoever registered it.
+
+        Raises:
+            RegistryError: There is none of that number.
+        """
+        try:
+            return self.client.get_model_version(name, str(number))
+        except MlflowException:
+            raise RegistryError(f"'{name}' has no version {number}") from None
+
     def register(self, name: str, ref: ModelRef, tags: dict[str, str]) -> VersionRef:
         """The version of a registered model with these very files; made where there is none.
 
@@ -326,18 +420,140 @@ class Tracking:
             token = page.token or ""
         return sorted(names)
 
+    def finished(self, since_ms: int = 0) -> Iterator[Run]:
+        """Finished runs of all projects, deleted ones too.
+
+        Args:
+            since_ms: Only those that ended then or later, in milliseconds since 1970.
+        """
+        wanted = f"attributes.status = 'FINISHED' and attributes.end_time >= {since_ms}"
+        for experiment in _all(self.client.search_experiments, view_type=ViewType.ALL):
+            yield from _all(
+                self.client.search_runs,
+                [experiment.experiment_id],
+                wanted,
+                run_view_type=ViewType.ALL,
+                # A run that ends meanwhile moves no later one to a page that was read.
+                order_by=["attributes.start_time ASC"],
+            )
+
+    def read_record(self, model_id: str | None, run_id: str, digest: str) -> Record:
+        """The record of a model, or of a run's report; its own digest is checked, no other file.
+
+        Raises:
+            ArtifactError: It is missing, unreadable or not the one recorded.
+        """
+        whose = f"the record of {model_id or f'run {run_id}'}"
+        try:
+            if model_id is None:
+                place = self.client.get_run(run_id).info.artifact_uri
+            else:
+                place = self.client.get_logged_model(model_id).artifact_location
+            with tempfile.TemporaryDirectory() as scratch:
+                # A local store's own file: nothing is copied.
+                target = None if str(place).startswith("file:") else scratch
+                path = mlflow.artifacts.download_artifacts(
+                    f"{place}/{RECORD_FILE}", dst_path=target, tracking_uri=self.uri
+                )
+                content = Path(path).read_bytes()
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"{whose} cannot be fetched: {_first_line(error)}") from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != digest:
+            raise ArtifactError(f"{whose} is {found}, the registry says {digest}")
+        try:
+            return Record.parse(content)
+        except ArtifactError as error:
+            raise ArtifactError(f"{whose} is {error}") from None
+
+    def all_versions(self) -> Iterator[ModelVersion]:
+        """Every version of every registered model."""
+        yield from _all(self.client.search_model_versions)
+
+    def aliases(self) -> dict[tuple[str, str], int]:
+        """Number of the version that holds an alias, by model and alias, of all models."""
+        return {
+            (model.name, alias): int(number)
+            for model in _all(self.client.search_registered_models)
+            for alias, number in model.aliases.items()
+        }
+
+    def made(self, run_id: str) -> Made:
+        """When a finished run began and ended.
+
+        Raises:
+            ArtifactError: The run is gone, or has not ended.
+        """
+        try:
+            info = self.client.get_run(run_id).info
+        except MlflowException as error:
+            raise ArtifactError(f"run {run_id} is gone: {_first_line(error)}") from None
+        if info.start_time is None or info.end_time is None:
+            raise ArtifactError(f"run {run_id} is {info.status}, expected one that has ended")
+        return Made(run_id, _moment(info.start_time), _moment(info.end_time))
+
+    def maker(self, model_id: str) -> Made:
+        """The run that made a model.
+
+        Raises:
+            ArtifactError: The model or the run is gone.
+        """
+        try:
+            run_id = self.client.get_logged_model(model_id).source_run_id
+        except MlflowException as error:
+            raise ArtifactError(f"model {model_id} is gone: {_first_line(error)}") from None
+        return self.made(str(run_id))
+
+    def report_of(self, project: str, record: str) -> ModelRef:
+        """The finished report with a record.
+
+        Raises:
+            ArtifactError: No run of the project has one.
+        """
+        experiment = self.client.get_experiment_by_name(project)
+        wanted = f"tags.`{RECORD_TAG}` = '{record}' and attributes.status = 'FINISHED'"
+        ids = [experiment.experiment_id] if experiment else []
+        for run in self.client.search_runs(ids, wanted) if ids else []:
+            text = run.data.tags.get(REF_TAG)
+            if text is not None:
+                return ModelRef.model_validate_json(text)
+        raise ArtifactError(f"no run of '{project}' left the report with record {record}")
+
+    def evaluation_of(self, version: VersionRef) -> Path | None:
+        """Folder with the evaluation that a version was registered with, hashed again.
+
+        Raises:
+            ArtifactError: It is gone or is not the recorded one.
+        """
+        digest = self.tags(version).get(EVALUATION_TAG)
+        if digest is None:
+            return None
+        project = version.name.rpartition(".")[0]
+        return payload_of(self.fetch(self.report_of(project, digest)).folder)
+
+    def registered_as(self, record: str) -> list[ModelVersion]:
+        """Every registered version with a record, by name and number."""
+        found = self.client.search_model_versions(f"tags.`{RECORD_TAG}` = '{record}'")
+        return sorted(found, key=lambda version: (version.name, int(version.version)))
+
     def ref_of(self, version: ModelVersion) -> ModelRef:
         """The reference that a version was registered with.
 
         Raises:
-            RegistryError: It was not registered by Stillmark.
+            RegistryError: It was not registered by Stillmark, or its tag was changed.
         """
         text = version.tags.get(REF_TAG)
         if text is None:
             raise RegistryError(
                 f"{version.name} version {version.version} was not registered by Stillmark"
             )
-        return ModelRef.model_validate_json(text)
+        try:
+            return ModelRef.model_validate_json(text)
+        except ValidationError:
+            raise RegistryError(
+                f"{version.name} version {version.version}: its tag {REF_TAG} was changed; "
+                "`stillmark verify` says what else was"
+            ) from None
 
     def version(self, name: str, number: int) -> VersionRef:
         """One version of a registered model.
@@ -466,6 +682,15 @@ def payload_of(folder: Path) -> Path:
     return wrapped if wrapped.is_dir() else folder / PAYLOAD
 
 
+def _all(search: Callable[..., PagedList[Any]], *words: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401 - MLflow's
+    """What a search of MLflow's finds, page by page."""
+    token: str | None = None
+    while token is None or token:
+        page = search(*words, page_token=token, **options)
+        yield from page
+        token = page.token or ""
+
+
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         path = f"{prefix}{name}"
@@ -492,6 +717,10 @@ def clear_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, OperationalError, sqlite3.Error, OSError) as error:
         raise SetupError(f"MLflow's store {uri} does not answer: {_first_line(error)}") from error
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _first_line(error: BaseException) -> str:

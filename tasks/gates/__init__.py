@@ -46,6 +46,8 @@ class Side:
             side's, so that the calls of both at one position form a pair.
         lineage: What is wrong with its lineage, one sentence each; empty where all was verified.
         clean: Whether committed code made it.
+        membership: Area under the curve of the strongest membership-inference attack on it, and the
+            ends of its 95% interval; None where none is on record.
     """
 
     version: int
@@ -57,6 +59,7 @@ class Side:
     latency_ms: NDArray[np.float64]
     lineage: tuple[str, ...]
     clean: bool
+    membership: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

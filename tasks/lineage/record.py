@@ -1,9 +1,14 @@
-"""The lineage record: one canonical JSON document per model, named by its own sha256."""
+"""The lineage record: one canonical JSON document per model, named by its own sha256.
+
+Specified in docs/lineage-record.md; `record.schema.json` says the same to other programs.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import from_json
 
 from tasks.errors import ArtifactError
 from tasks.lineage.digests import (
@@ -15,6 +20,11 @@ from tasks.lineage.digests import (
 from tasks.refs import DataRef
 
 FILE_NAME = "record.json"
+READABLE = ("stillmark-record/1",)
+SCHEMA = Path(__file__).with_name("record.schema.json")
+LONGEST = 40
+SCHEMA_ID = "urn:stillmark:record:1"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class Parent(BaseModel):
@@ -80,13 +90,38 @@ class Record(BaseModel):
         """
         path = folder / FILE_NAME
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError:
             raise ArtifactError(f"{path} is missing: the model was never finished") from None
+        except OSError as error:
+            raise ArtifactError(f"{path} is not a readable record: {error.strerror}") from None
+        try:
+            return cls.parse(content)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path} is {error}") from None
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Record":
+        """A record from its bytes.
+
+        Raises:
+            ArtifactError: They are no record, are one of a format that this version does not read,
+                or differ from the canonical form, by whose sha256 a record is named.
+        """
+        _refuse_format(content)
+        try:
+            found = cls.model_validate_json(content)
         except ValidationError as error:
-            raise ArtifactError(
-                f"{path} is not a readable record: {error.errors()[0]['msg']}"
-            ) from None
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise _unreadable(f"{place}: {first['msg']}") from None
+        try:
+            is_canonical = canonical(found.model_dump(mode="json")) == content
+        except (ValueError, OverflowError) as error:
+            raise _unreadable(str(error)) from None
+        if not is_canonical:
+            raise _unreadable("it is not in canonical form (RFC 8785), so it was changed since")
+        return found
 
     def check(self, folder: Path) -> None:
         """Hashes every recorded file again.
@@ -101,3 +136,37 @@ class Record(BaseModel):
             found = digest_of_file(path)
             if found != expected:
                 raise ArtifactError(f"{path} has sha256 {found.sha256}, recorded {expected.sha256}")
+
+
+class _Untitled(GenerateJsonSchema):
+    """Fields have names; a title would only repeat them."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - pydantic's own
+        return False
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the newest format, made from the class that reads it.
+
+    `record.schema.json` is this, as a file for other programs.
+    """
+    plain = Record.model_json_schema(mode="serialization", schema_generator=_Untitled)
+    return {"$schema": DIALECT, "$id": SCHEMA_ID, **plain}
+
+
+def _refuse_format(content: bytes) -> None:
+    """Before anything else: a newer format may differ in every other field."""
+    try:
+        plain = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise _unreadable(f"it was cut or changed ({error})") from None
+    found = plain.get("format") if isinstance(plain, dict) else None
+    if found not in READABLE:
+        raise _unreadable(
+            f"its format is {str(found)[:LONGEST]!r}, this version of Stillmark reads "
+            f"{', '.join(READABLE)}; read a newer one with the version that wrote it"
+        )
+
+
+def _unreadable(reason: str) -> ArtifactError:
+    return ArtifactError(f"not a readable record: {reason}")

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import logging
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,3 +75,21 @@ def compared(fresh, plain_params, tmp_path_factory):
     return Compared(
         project, json.loads(retrained), json.loads(compared), shown, done.stderr.split(MARK)
     )
+
+
+@pytest.fixture
+def changed(finished, tmp_path, inside):
+    """A copy of the project's folder on a copy of the store's database, for what comes next."""
+    root = tmp_path / "changed"
+    caches = shutil.ignore_patterns(".stillmark", "mlflow.db-*", "__pycache__")
+    shutil.copytree(finished.project.root, root, ignore=caches, symlinks=True)
+    inside(root)
+    return type(finished.project)(root)
+
+
+@pytest.fixture
+def as_before(monkeypatch):
+    """What a retraining sets for the rest of its process does not outlive a test."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)

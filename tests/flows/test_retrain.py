@@ -1,8 +1,6 @@
 import contextlib
 import json
-import logging
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -162,16 +160,6 @@ def test_a_second_run_trains_nothing(finished):
     assert prefect(project, query) == [("COMPLETED",)]
 
 
-@pytest.fixture
-def changed(finished, tmp_path, inside):
-    """A copy of the project's folder on a copy of the store's database, for what comes next."""
-    root = tmp_path / "changed"
-    caches = shutil.ignore_patterns(".stillmark", "mlflow.db-*", "__pycache__")
-    shutil.copytree(finished.project.root, root, ignore=caches, symlinks=True)
-    inside(root)
-    return type(finished.project)(root)
-
-
 def test_check_plans_to_reuse_all(changed, capsys):
     assert main(["check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == dict.fromkeys(["data", *STAGES], "reuse")
@@ -237,14 +225,6 @@ def test_changed_rows_make_all_stages_run(changed):
     assert set(plan(store(changed), Run("digits", params.compute, data_ref), params).values()) == {
         False
     }
-
-
-@pytest.fixture
-def as_before(monkeypatch):
-    """What a retraining sets for the rest of its process does not outlive a test."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        monkeypatch.setattr(logging.getLogger(name), "filters", [])
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
 
 
 def test_a_retraining_that_wants_approval_says_what_to_type(

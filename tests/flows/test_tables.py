@@ -9,6 +9,7 @@ from flows.retrain import Outcome
 from flows.tables import arms_table, models_table, show, show_comparison
 from tasks.compare import Arm, Comparison, Named
 from tasks.evaluate import Evaluation, Measured
+from tasks.membership import Attack, Membership
 from tasks.promote import Decision
 from tasks.refs import ModelRef, VersionRef
 from tasks.statistics import Gain
@@ -81,6 +82,20 @@ def test_a_control_without_errors_is_no_division_by_zero(evaluation):
     stream = io.StringIO()
     show(Console(file=stream), Outcome(None, {}, perfect, decision, ""))
     assert "makes 0 errors, the control none" in " ".join(stream.getvalue().split())
+
+
+def test_what_the_model_gives_away_is_said(evaluation):
+    ref = ModelRef(stage="", role="", key="", run_id="", model_id=None, record="", content="")
+    version = VersionRef(name="digits.edge", version=1, model=ref)
+    decision = Decision(outcome="unchanged", challenger=version, champion=version, verdicts=())
+    weak = Attack(auc=0.52, low=0.4, high=0.6, members=80, held_out=90)
+    strong = Attack(auc=0.613, low=0.55, high=0.67, members=80, held_out=90)
+    control, edge = evaluation.models
+    attacked = edge.model_copy(update={"membership": Membership(labelled=weak, pool=strong)})
+    found = evaluation.model_copy(update={"models": (control, attacked)})
+    stream = io.StringIO()
+    show(Console(file=stream, width=200), Outcome(None, {}, found, decision, ""))
+    assert "with an AUC of 0.61 (0.55–0.67; 0.5 is guessing)" in stream.getvalue()
 
 
 def test_a_chain_that_does_not_help_is_said_not_to(evaluation):

@@ -17,6 +17,7 @@ from tasks.gates.budget import Budget
 from tasks.gates.calibration import Calibration
 from tasks.gates.freshness import Freshness
 from tasks.gates.lineage import Lineage
+from tasks.gates.membership import Membership
 from tasks.gates.quality import Quality
 from tasks.gates.slices import Slices
 from tasks.lineage.digests import digests_of_folder
@@ -27,6 +28,7 @@ GATES_OF_ALL_KINDS = (
     Calibration(largest=0.2),
     Freshness(days=30.0),
     Lineage(),
+    Membership(),
     Quality(),
     Quality(metric="macro_f1", test="non_inferiority", margin=0.1),
     Slices(fewest_rows=2),

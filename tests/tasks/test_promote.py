@@ -7,8 +7,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pyarrow.parquet
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from tasks.errors import ArtifactError, ConflictError, LedgerError, RegistryError
+from tasks.errors import ArtifactError, ConflictError, LedgerError, RegistryError, SetupError
 from tasks.gates.budget import Budget
 from tasks.gates.lineage import Lineage
 from tasks.gates.quality import Quality
@@ -19,6 +21,7 @@ from tasks.promote import PromoteParams, promote, rollback, settle
 from tasks.rows import Rows
 from tasks.sections import Section
 from tasks.settings import Settings
+from tasks.signing import SIGNATURE_FILE, check_signature
 from tasks.stage import stage
 from tasks.statistics import paired
 from tasks.succession import CHAMPION, Succession
@@ -451,3 +454,33 @@ def test_entries_name_who_and_when(challenge, succession):
     entry = succession.head(NAME)
     assert "@" in entry.actor
     assert entry.time.endswith("Z")
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch):
+    """A private key that promotions sign with, and its public half."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    form, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    private.write_bytes(key.private_bytes(form, serialization.PrivateFormat.PKCS8, plain))
+    kind = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(form, kind))
+    monkeypatch.setenv("STILLMARK_SIGNING_KEY", str(private))
+    return private, public
+
+
+def test_what_is_promoted_is_signed_where_there_is_a_key(bench, challenge, keys):
+    assert challenge("fair", ANY).outcome == "promoted"
+    challenge("lazy")
+    first, second = (bench.tracking.version(NAME, number) for number in (1, 2))
+    signature = bench.tracking.attached(first.model.run_id, SIGNATURE_FILE)
+    folder = bench.tracking.fetch(first.model).folder
+    check_signature(folder, signature, keys[1])
+    assert bench.tracking.attached(second.model.run_id, SIGNATURE_FILE) is None  # it was rejected
+
+
+def test_a_key_of_no_use_promotes_nothing(bench, challenge, keys):
+    keys[0].write_text("no key")
+    with pytest.raises(SetupError, match="cannot be used as a private key"):
+        challenge("good")
+    assert champion(bench) is None

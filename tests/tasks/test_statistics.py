@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from tasks import statistics
-from tasks.statistics import Gain, Paired, bootstrap, holm, paired, share, sums_again
+from tasks.statistics import (
+    Gain,
+    Paired,
+    bootstrap,
+    holm,
+    paired,
+    separation,
+    share,
+    sums_again,
+)
 
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -347,3 +356,25 @@ def test_the_columns_of_a_resample_share_its_rows():
     random = np.random.default_rng(0).normal(size=(30, 1))
     found = sums_again(np.hstack([random, 2 * random]))
     assert found[:, 1] == pytest.approx(2 * found[:, 0])
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=2, max_size=30),
+    st.lists(st.integers(0, 5), min_size=2, max_size=30),
+)
+def test_separation_is_the_share_of_pairs_in_order(first, second):
+    pairs = [(a > b) + (a == b) / 2 for a in first for b in second]
+    found = separation(np.asarray(first, float), np.asarray(second, float))
+    assert found.auc == pytest.approx(np.mean(pairs))
+    assert 0 <= found.low <= found.auc <= found.high <= 1
+
+
+def test_the_interval_of_a_separation_holds_the_truth_as_often_as_it_says():
+    """Normal scores one standard deviation apart: the area is Phi(1 / sqrt 2)."""
+    generator = np.random.default_rng(0)
+    truth = stats.norm.cdf(1 / np.sqrt(2))
+    held = 0
+    for _ in range(500):
+        found = separation(generator.normal(1, 1, 60), generator.normal(0, 1, 90))
+        held += found.low <= truth <= found.high
+    assert 0.92 <= held / 500 <= 0.98

@@ -22,8 +22,16 @@ def gate(name):
 
 
 def test_these_are_the_gates():
-    known = {"agreement", "budget", "calibration", "freshness", "lineage", "quality", "slices"}
-    assert set(GATES.methods) == known
+    assert set(GATES.methods) == {
+        "agreement",
+        "budget",
+        "calibration",
+        "freshness",
+        "lineage",
+        "membership",
+        "quality",
+        "slices",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(GATES.methods))
@@ -39,7 +47,8 @@ def test_the_same_evidence_gives_the_same_verdict(name, side, collect):
 
 @pytest.mark.parametrize("name", sorted(GATES.methods))
 def test_a_first_version_that_is_right_passes(name, side, collect):
-    assert gate(name).judge(collect(side("aab" * 20, pool="ab"), labels="aab" * 20)).passed
+    found = side("aab" * 20, pool="ab", membership=(0.5, 0.4, 0.6))
+    assert gate(name).judge(collect(found, labels="aab" * 20)).passed
 
 
 def test_a_figure_is_a_number():

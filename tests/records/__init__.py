@@ -1,0 +1,1 @@
+"""Lineage records of every released format, which every later version reads."""
