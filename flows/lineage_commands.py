@@ -91,7 +91,7 @@ def replay(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a model again from its record; 1 where it comes out different.
+    """Make a model again and compare; 1 where it differs.
 
     For example: stillmark replay digits.edge, stillmark replay digits.edge --stage quantize
     """
@@ -120,7 +120,7 @@ def forget(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Remove rows from the data, retrain, and say what still knows them.
+    """Remove rows, retrain, and say what still knows them.
 
     For example: stillmark forget 3f8a12bc
     """

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from prefect import Flow, flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
+from flows.documents import document
 from flows.naming import refuse_unknown
 from flows.once import in_process, preflight, wait_for_task_states
 from tasks.entries import Entry
@@ -78,6 +79,8 @@ def promote(
     run = Run(params.project, params.compute, data)
     decision = judge_and_promote(run, params.promote, challenger, again=again, dry_run=dry_run)
     show_verdicts(decision)
+    if decision.outcome == "promoted" and not dry_run:
+        document(challenger)
     return decision
 
 
@@ -108,6 +111,9 @@ def settle(request: str, reason: str, *, approved: bool) -> Request:
     """
     found = settle_request(request, said(reason, "reason"), approved=approved)
     create_table_artifact([found.model_dump()], key="request", description=reason)
+    if approved:
+        tracking = Tracking(Settings().tracking_uri, Settings().home)
+        document(tracking.version(found.model, found.version))
     return found
 
 

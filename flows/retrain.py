@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.chain import P, walk
+from flows.documents import document
 from flows.once import alone, flow_run_id, preflight, wait_for_task_states
 from tasks.data import data
 from tasks.evaluate import Evaluation
@@ -52,6 +53,8 @@ def retrain() -> Outcome:
     evaluation = models.pop("evaluation")
     versions = register(run, models, evaluation)
     decision = promote(run, params.promote, versions["edge"])
+    if decision.outcome == "promoted":
+        document(versions["edge"])
     tracking = Tracking(settings.tracking_uri, settings.home)
     report = Evaluation.read(payload_of(tracking.fetch(evaluation).folder))
     create_table_artifact(

@@ -407,7 +407,7 @@ class Tracking:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Every version of a registered model, newest first."""
-        found = self.client.search_model_versions(f"name = '{name}'")
+        found = _all(self.client.search_model_versions, f"name = '{name}'")
         return sorted(found, key=lambda version: int(version.version), reverse=True)
 
     def registered(self) -> list[str]:

@@ -38,6 +38,7 @@ from tasks.gates.budget import Budget
 from tasks.gates.calibration import Calibration
 from tasks.gates.freshness import Freshness
 from tasks.gates.lineage import Lineage
+from tasks.gates.membership import Membership
 from tasks.gates.quality import Quality
 from tasks.gates.slices import Slices
 from tasks.judge import judge, keep
@@ -63,6 +64,7 @@ GATES: tuple[Gate, ...] = (
     Budget(size_ratio=1.5, latency_ratio=1.5),
     Agreement(at_least=0.5),
     Lineage(),
+    Membership(),
     Freshness(days=30.0),
 )
 
@@ -125,6 +127,7 @@ def side(
         latency_ms=random.uniform(0.1, 0.2, CALLS),
         lineage=(),
         clean=True,
+        membership=(0.55, 0.53, 0.57),
     )
 
 

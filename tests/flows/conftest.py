@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.cli import main
+
 MARK = "=" * 30
 
 COMMANDS = f"""
@@ -93,3 +95,18 @@ def as_before(monkeypatch):
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         monkeypatch.setattr(logging.getLogger(name), "filters", [])
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that has to fail with one line; gives that line."""
+
+    def run(*arguments):
+        assert main([str(word) for word in arguments]) == 2
+        caught = capsys.readouterr()
+        assert caught.out == ""
+        (line,) = caught.err.splitlines()
+        assert line.startswith("stillmark: ")
+        return line.removeprefix("stillmark: ")
+
+    return run

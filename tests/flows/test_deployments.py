@@ -14,7 +14,10 @@ DEPLOYMENTS = {found["name"]: found for found in FILE["deployments"]}
 
 
 def test_every_flow_that_a_page_may_start_is_deployed_without_a_schedule():
-    promotion, lineage = ["promote", "rollback", "settle"], ["trace", "verify", "replay", "impact", "forget"]
+    promotion, lineage = (
+        ["promote", "rollback", "settle"],
+        ["trace", "verify", "replay", "impact", "forget"],
+    )
     assert list(DEPLOYMENTS) == ["retrain", *promotion, *lineage]
     for found in DEPLOYMENTS.values():
         assert found["work_pool"]["name"] == "default"

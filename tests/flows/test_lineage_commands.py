@@ -8,8 +8,6 @@ import pyarrow.parquet
 import pytest
 
 from flows.cli import main
-from flows.lineage_commands import COMMANDS
-from tasks.settings import Settings
 from tasks.tracking import Tracking
 
 NAME = "digits.edge"
@@ -168,14 +166,3 @@ def test_what_cannot_be_answered_is_one_line(says, words, message):
     (line,) = caught.err.splitlines()
     assert line.startswith(f"stillmark: {message}")
     assert caught.out == ""
-
-
-def test_help_fits_the_list(capsys):
-    assert main(["--help"]) == 0
-    text = capsys.readouterr().out
-    for command in COMMANDS:
-        assert f"\n  {command.__name__}" in text
-
-
-def test_settings_are_of_the_copy(changed):
-    assert Settings().root == changed.root

@@ -84,18 +84,8 @@ def says(project, capsys):
 
 
 @pytest.fixture
-def refused(project, capsys):
-    """Runs a command that has to fail with one line; gives that line."""
-
-    def run(*words):
-        assert main([str(word) for word in words]) == 2
-        caught = capsys.readouterr()
-        assert caught.out == ""
-        (line,) = caught.err.splitlines()
-        assert line.startswith("stillmark: ")
-        return line.removeprefix("stillmark: ")
-
-    return run
+def refused(project, refused):
+    return refused
 
 
 @pytest.fixture

@@ -97,7 +97,16 @@ def test_prefect_knows_that_all_has_ended(finished):
     tasks = prefect(project, "SELECT name, state_type FROM task_run")
     assert {state for _, state in tasks} == {"COMPLETED"}
     names = {name.partition("-")[0] for name, _ in tasks}
-    assert names == {"data", *STAGES, "register", "promote"}
+    assert names == {"data", *STAGES, "register", "promote", "document"}
+
+
+def test_its_documents_lie_beside_the_champion(finished):
+    found = store(finished.project)
+    champion = found.holder("digits.edge", "champion")
+    folder = found.report(champion.model.run_id) / "documents"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"openlineage.ndjson", "ml-bom.cdx.json", "model-card.md"}
+    assert "digits.edge" in (folder / "model-card.md").read_text()
 
 
 def test_prefect_shows_progress_and_the_table(finished):

@@ -1,6 +1,4 @@
 import errno
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -18,6 +16,7 @@ from tasks.replay import Replay, replay
 from tasks.settings import Settings
 from tasks.tracking import Tracking
 from tasks.versioning import Versions
+from tests.dvc_store import keep_all
 
 REPOSITORY = Path(__file__).parents[2]
 EDGE = "digits.edge"
@@ -65,23 +64,6 @@ tracking.register("digits.edge", echo._run(run, EchoParams(times=2), teacher=tea
 redraw = Rows(Path("prepared")).budget.redraw(draw=1)
 tracking.register("digits.teacher", consult._run(replace(run, redraw=redraw), section), {{}})
 """
-
-
-def keep(folder, content, suffix=""):
-    """Writes bytes as DVC does, under their md5; returns it."""
-    name = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    path = folder / "files" / "md5" / name[:2] / f"{name[2:]}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return f"{name}{suffix}"
-
-
-def keep_all(folder, contents):
-    """A data version: its files and their listing; returns its digest."""
-    listing = [
-        {"md5": keep(folder, content), "relpath": name} for name, content in contents.items()
-    ]
-    return keep(folder, json.dumps(listing).encode(), ".dir")
 
 
 def git(root, *words):

@@ -27,6 +27,7 @@ from tasks.tracking import Tracking
 from tasks.verify import Finding, Report, verify, verify_all
 from tasks.versioning import Places, Versions
 from tests.conftest import toy_of
+from tests.dvc_store import keep_all
 
 EDGE, TEACHER = "digits.edge", "digits.teacher"
 RAW = {"0/a.png": b"zero", "1/b.png": b"one", "rows.csv": b"x,y\n1,2\n" * 40}
@@ -42,23 +43,6 @@ def learn(work, params):
     save_file(weights, work.folder / "weights.safetensors")
     (work.folder / "model.onnx").write_bytes(b"a graph" * 50)
     return {}
-
-
-def keep(folder, content, suffix=""):
-    """Writes bytes as DVC does, under their md5; returns it."""
-    name = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    path = folder / "files" / "md5" / name[:2] / f"{name[2:]}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return f"{name}{suffix}"
-
-
-def keep_all(folder, contents):
-    """A data version: its files and their listing; returns its digest."""
-    listing = [
-        {"md5": keep(folder, content), "relpath": name} for name, content in contents.items()
-    ]
-    return keep(folder, json.dumps(listing).encode(), ".dir")
 
 
 def flip(path):

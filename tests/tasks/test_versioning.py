@@ -18,6 +18,7 @@ from tasks import versioning
 from tasks.errors import DataError, SetupError
 from tasks.lineage.digests import digest_of_file
 from tasks.versioning import Versions
+from tests.dvc_store import keep_all
 
 
 @pytest.fixture
@@ -169,23 +170,6 @@ CONTENTS = {"cat/a.png": b"a picture", "cat/b.png": b"another", "rows.csv": b"x,
 
 def md5_of(content):
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def keep(folder, content, suffix=""):
-    """Writes bytes as DVC 3 does: under their md5."""
-    name = md5_of(content)
-    path = folder / "files" / "md5" / name[:2] / f"{name[2:]}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return f"{name}{suffix}"
-
-
-def keep_all(folder, contents):
-    """A data version's files and its listing; returns the version's digest."""
-    listing = [
-        {"md5": keep(folder, content), "relpath": name} for name, content in contents.items()
-    ]
-    return keep(folder, json.dumps(listing).encode(), ".dir")
 
 
 @pytest.fixture
