@@ -68,7 +68,7 @@ class Compute:
     def start(self) -> None:
         """Sets threads, deterministic kernels and the global seed of this process."""
         torch.set_num_threads(self.threads)
-        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         # Filling every new tensor with NaN finds kernels that read what they never wrote; it costs
         # a tenth of the speed and changes no result.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
