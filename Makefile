@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.stillmark/dvc
 
-.PHONY: retrain test lint types contracts tests test-slow benchmarks figures data lock clean
+.PHONY: retrain test lint types contracts tests test-slow benchmarks figures data litert-env lock clean
 
 retrain: $(READY)
 	test -d data || $(BIN)/dvc pull --quiet
@@ -46,6 +46,11 @@ data: $(READY)
 	$(BIN)/dvc add --quiet data
 	$(BIN)/dvc repro
 	$(BIN)/dvc push
+
+# LiteRT's converter drags old pins in, so it lives apart: STILLMARK_LITERT_PYTHON=.litert/bin/python
+litert-env:
+	$(PYTHON) -m venv .litert
+	.litert/bin/pip install --quiet 'litert-torch>=0.10,<0.11'
 
 # Pins for Python 3.11 to 3.13 on every platform, from the ranges in pyproject.toml.
 lock: $(READY)

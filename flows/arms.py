@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from flows.chain import Walker, teach_all
+from flows.chain import Walker, pretrained, teach_all
 from tasks.augmentations.none import Unchanged
 from tasks.compare import CONTROL, DISTILLED, UNPRETRAINED, Kind, Named
 from tasks.consult import ConsultParams, consult
 from tasks.distill import distill
 from tasks.errors import ParamsError
 from tasks.params import Params
-from tasks.pretrain import pretrain
 from tasks.refs import ModelRef
 from tasks.supervise import supervise
 from tasks.teach import TeachParams, teach
@@ -97,8 +96,7 @@ def _self_train(meet: Walker, params: Params) -> ModelRef:
 
 def teachers_of(meet: Walker, params: Params) -> dict[str, ModelRef]:
     """The chain's teachers."""
-    encoder = None if params.pretrain is None else meet(pretrain, params.pretrain)
-    return teach_all(meet, params, encoder)
+    return teach_all(meet, params, pretrained(meet, params))
 
 
 def _teachers(params: Params) -> Iterator[Arm]:

@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 from tasks.consult import consult
 from tasks.distill import distill
 from tasks.evaluate import evaluate
+from tasks.factorize import factorize
 from tasks.mutual import mutual
 from tasks.params import Params
 from tasks.pretrain import pretrain
@@ -30,7 +31,7 @@ class Walker(Protocol):
 
 
 def walk(meet: Walker, params: Params) -> dict[str, ModelRef]:
-    """Walks data → encoder → teachers → student → pruned → edge, and the control beside them.
+    """Walks data → encoder → teachers → student → pruned → factored → edge, and the control.
 
     Args:
         meet: What is done at each stage.
@@ -40,21 +41,36 @@ def walk(meet: Walker, params: Params) -> dict[str, ModelRef]:
         The results by role, teachers after the first as `teacher-2` …; `evaluation` is the report,
         all others are models.
     """
-    found: dict[str, ModelRef] = {}
-    if params.pretrain is not None:
-        found["encoder"] = meet(pretrain, params.pretrain)
-    teachers = teach_all(meet, params, found.get("encoder"))
-    if params.mutual is None:
-        student = meet(distill, params.distill, **teachers)
-    else:
-        student = meet(mutual, params.mutual, **teachers)
-    small = {"student": student}
-    if params.prune is not None:
-        small["pruned"] = meet(prune, params.prune, student=student, **teachers)
-    small["edge"] = meet(quantize, params.quantize, dense=small.get("pruned", student))
+    encoder = pretrained(meet, params)
+    found = {} if encoder is None else {"encoder": encoder}
+    teachers = teach_all(meet, params, encoder)
+    small = shrink(meet, params, teachers)
     classifiers = {"control": meet(supervise, params.supervise), **teachers, **small}
     evaluation = meet(evaluate, params.evaluate, **classifiers)
     return {**found, **classifiers, "evaluation": evaluation}
+
+
+def pretrained(meet: Walker, params: Params) -> ModelRef | None:
+    """The encoder, where the parameters ask for one."""
+    return None if params.pretrain is None else meet(pretrain, params.pretrain)
+
+
+def shrink(meet: Walker, params: Params, teachers: dict[str, ModelRef]) -> dict[str, ModelRef]:
+    """The student and all that is made of it, by role, the edge model last."""
+    if params.mutual is None:
+        dense = meet(distill, params.distill, **teachers)
+    else:
+        dense = meet(mutual, params.mutual, **teachers)
+    found = {"student": dense}
+    if params.prune is not None:
+        dense = found["pruned"] = meet(prune, params.prune, student=dense, **teachers)
+    if params.factorize is not None:
+        learns = params.factorize.recovery is not None
+        more = teachers if learns else {}
+        dense = found["factored"] = meet(factorize, params.factorize, dense=dense, **more)
+    more = {} if params.quantize.finetune is None else teachers
+    found["edge"] = meet(quantize, params.quantize, dense=dense, **more)
+    return found
 
 
 def teach_all(meet: Walker, params: Params, encoder: ModelRef | None) -> dict[str, ModelRef]:

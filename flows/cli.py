@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import lineage_commands
+from flows import convert, lineage_commands
 from flows.server import start_own_server
 from tasks.errors import RegistryError, SetupError, StillmarkError
 from tasks.settings import Settings
@@ -84,6 +84,27 @@ def compare_arms(*, as_json: Json = False) -> None:
         _print_json({"arms": rows, "advice": advice(found), "plot": str(compared.plot)})
     else:
         show_comparison(Console(), compared)
+
+
+@app.command("fit-budget")
+def fit_to_budget(*, as_json: Json = False) -> None:
+    """Find the cheapest model that a device can hold; 1 where none fits.
+
+    Tries candidates within section `budget`, and chooses on validation rows.
+    """
+    start_own_server(Settings())
+    from rich.console import Console
+
+    from flows.fit_budget import fit_once
+    from flows.front import fitted_as_json, show_fitted
+
+    fitted = fit_once()
+    if as_json:
+        _print_json(fitted_as_json(fitted))
+    else:
+        show_fitted(Console(), fitted)
+    if fitted.choice.chosen is None:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -289,8 +310,8 @@ def history(
         raise typer.Exit(1)
 
 
-for lineage_command in lineage_commands.COMMANDS:
-    app.command()(lineage_command)
+for more in (*lineage_commands.COMMANDS, *convert.COMMANDS):
+    app.command()(more)
 
 
 @app.command()

@@ -8,6 +8,8 @@ from tasks.combinations import COMBINATIONS
 from tasks.drawers import Drawer
 from tasks.errors import ParamsError
 from tasks.estimators import ESTIMATORS
+from tasks.exporters import EXPORTERS
+from tasks.factorizers import FACTORIZERS
 from tasks.gates import GATES
 from tasks.losses import LOSSES
 from tasks.modalities import MODALITIES
@@ -17,6 +19,8 @@ from tasks.pruners import PRUNERS
 from tasks.quantizers import QUANTIZERS
 from tasks.sections import Section, hint
 from tasks.teachers import TEACHERS
+
+ATTRIBUTES = "Attributes:"
 
 DRAWERS: tuple[Drawer[Any], ...] = (
     MODALITIES,
@@ -28,7 +32,9 @@ DRAWERS: tuple[Drawer[Any], ...] = (
     LOSSES,
     COMBINATIONS,
     PRUNERS,
+    FACTORIZERS,
     QUANTIZERS,
+    EXPORTERS,
     GATES,
 )
 
@@ -59,7 +65,20 @@ def described(name: str) -> str:
     if not found:
         known = sorted({method for drawer in DRAWERS for method in drawer.methods})
         raise ParamsError(f"there is no method '{name}'{hint(short, known)}")
-    return "\n\n".join(inspect.cleandoc(method.__doc__ or "") for method in found)
+    return "\n\n".join(map(_told, found))
+
+
+def _told(method: type[Section]) -> str:
+    """A method's docstring, and the parameters that the classes it extends give it."""
+    own, header, ours = inspect.cleandoc(method.__doc__ or "").partition(ATTRIBUTES)
+    extended = (inspect.getdoc(base) or "" for base in method.__mro__[1:] if _is_ours(base))
+    theirs = [doc.partition(ATTRIBUTES)[2].rstrip() for doc in extended if ATTRIBUTES in doc]
+    lines = [part for part in (ours.rstrip(), *theirs) if part]
+    return own.rstrip() + (f"\n\n{ATTRIBUTES}" + "".join(lines) if lines or header else "")
+
+
+def _is_ours(base: type) -> bool:
+    return issubclass(base, Section) and base is not Section
 
 
 def _first_line(method: type[Section]) -> str:

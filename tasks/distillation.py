@@ -1,9 +1,9 @@
 """Teaching one network by others: teachers' outputs on the very views that the student sees.
 
-The stages `distill`, `mutual` and `prune` share it.
+The stages `distill`, `mutual`, `prune`, `factorize` and `quantize` share it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
@@ -292,6 +292,7 @@ def distill_into(
     params: DistillationParams,
     compute: Compute,
     watch: Watch,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> dict[str, float]:
     """Trains a student in place on the training rows.
 
@@ -302,6 +303,7 @@ def distill_into(
         params: How.
         compute: Device, precision and seed.
         watch: Reports and checkpoints.
+        penalty: A scalar that every step adds to its loss.
 
     Returns:
         The student's accuracy on validation rows, where there are any.
@@ -313,7 +315,8 @@ def distill_into(
 
     def step(_at: int, generator: torch.Generator) -> Tensor:
         inputs, said, labels = course.batch(generator)
-        return course.loss(0, Pair(student.outputs(inputs), said, labels))
+        loss = course.loss(0, Pair(student.outputs(inputs), said, labels))
+        return loss if penalty is None else loss + penalty()
 
     def score() -> dict[str, float]:
         return accuracy(student, rows.validation, compute)

@@ -1,35 +1,37 @@
 """Evaluation: the test split, opened once for all models of the chain, and measured latency."""
 
-import json
-import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import psutil
 import pyarrow
 import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks import estimators, networks
+from tasks import estimators
 from tasks.answers import Ask, asking
 from tasks.errors import DataError
 from tasks.exporters import MODEL_FILE
-from tasks.keep import example
+from tasks.measure import (
+    effort,
+    host,
+    interleaved,
+    network_row,
+    peak_memory_kib,
+    percentiles_ms,
+    throughputs,
+)
 from tasks.membership import Membership, membership
-from tasks.networks import SPEC_FILE, Spec
 from tasks.refs import ModelRef
 from tasks.rows import Part
-from tasks.sections import Section, parse
+from tasks.sections import Section
 from tasks.stage import Work, stage
 from tasks.statistics import Share, paired, share
 
 REPORT_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.parquet"
-WARM_UP_CALLS = 10
 ATTACKED = ("control", "edge")
 
 
@@ -100,6 +102,10 @@ class Measured(BaseModel):
         size_bytes: Size of its ONNX file, or of the estimator's.
         latency_p50_ms: Median time of a call at batch 1 on one thread of this host.
         latency_p95_ms: 95th percentile of the same.
+        throughput_rows_per_second: Rows per second at batch 256 on one thread; None of an estimator
+            and in reports from before it was measured.
+        peak_memory_kib: What loading and running it takes, see `tasks.measure.peak_memory_kib`;
+            None of the same.
         zero_shot: Where some classes were never labelled.
         membership: How well its training rows can be told from others; of the edge model and its
             control.
@@ -116,6 +122,8 @@ class Measured(BaseModel):
     size_bytes: int
     latency_p50_ms: float
     latency_p95_ms: float
+    throughput_rows_per_second: float | None = None
+    peak_memory_kib: float | None = None
     zero_shot: ZeroShot | None = None
     membership: Membership | None = None
 
@@ -166,9 +174,13 @@ def evaluate(work: Work, params: EvaluateParams, **models: ModelRef) -> dict[str
     one = test.first()
     calls = {role: (lambda ask=ask: ask(one)) for role, ask in classifiers.items()}
     times = interleaved(calls, params.latency_calls)
+    speeds = throughputs(
+        {role: ask for role, ask in classifiers.items() if _is_network(folders[role])}, test
+    )
     measured = [
         _measured(work, role, folders[role], share(right[role]), times[role]).model_copy(
             update={
+                "throughput_rows_per_second": speeds.get(role),
                 "zero_shot": _zero_shot(work, probabilities[role], test),
                 "membership": _membership(work, params, classifiers[role], test)
                 if role in ATTACKED
@@ -204,9 +216,11 @@ def _membership(work: Work, params: EvaluateParams, ask: Ask, test: Part) -> Mem
 def _measured(
     work: Work, role: str, folder: Path, right: Share, seconds: NDArray[np.float64]
 ) -> Measured:
-    places = (folder / MODEL_FILE, folder / estimators.ESTIMATOR_FILE)
-    stored = next(path for path in places if path.is_file())
-    parameters, macs = _effort(work, folder)
+    row = network_row(work.rows.modality, work.rows.train)
+    parameters, macs = effort(folder, torch.from_numpy(row))
+    model = folder / MODEL_FILE
+    is_network = _is_network(folder)
+    p50, p95 = percentiles_ms(seconds)
     return Measured(
         role=role,
         accuracy=right.value,
@@ -214,33 +228,15 @@ def _measured(
         high=right.high,
         parameters=parameters,
         macs=macs,
-        size_bytes=stored.stat().st_size,
-        latency_p50_ms=float(np.percentile(seconds, 50) * 1000),
-        latency_p95_ms=float(np.percentile(seconds, 95) * 1000),
+        size_bytes=(model if is_network else folder / estimators.ESTIMATOR_FILE).stat().st_size,
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        peak_memory_kib=peak_memory_kib(model, row) if is_network else None,
     )
 
 
-def _effort(work: Work, folder: Path) -> tuple[int | None, int | None]:
-    """Parameters and multiply-accumulates of a stored network; an estimator has neither."""
-    if not (folder / SPEC_FILE).is_file():
-        return None, None
-    spec = parse(Spec, json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")), SPEC_FILE)
-    network = spec.build().eval()
-    return networks.count_parameters(network), networks.count_macs(network, example(work.rows))
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each call, (rounds,) by name; all take turns, so a busy host is fair to all."""
-    for call in calls.values():
-        for _ in range(WARM_UP_CALLS):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - started)
-    return {name: np.asarray(found) for name, found in times.items()}
+def _is_network(folder: Path) -> bool:
+    return (folder / MODEL_FILE).is_file()
 
 
 def write_predictions(
@@ -253,15 +249,3 @@ def write_predictions(
         columns[role] = names[found.argmax(1)].tolist()
         columns[f"{role}_probability"] = found.max(1)
     pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
-
-
-def host() -> str:
-    """Processor, cores and torch's instruction set of this machine."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (
-            line for line in info.read_text(encoding="utf-8").splitlines() if "model name" in line
-        )
-        cpu = next(lines, f": {cpu}").partition(":")[2].strip()
-    return f"{cpu}, {psutil.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"

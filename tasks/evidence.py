@@ -1,7 +1,7 @@
 """Evidence as files: what a decision rested on, for anyone to read and judge again.
 
     predictions.parquet  one line per test row: digest, label, answers, probabilities
-    pool.parquet         one line per unlabelled row: digest and answers
+    pool.parquet         one line per unlabelled row: digest and answers, the teacher's too
     facts.json           everything else, as canonical JSON
 
 Equal evidence gives equal bytes, so that one digest of the files can stand in the ledger.
@@ -37,6 +37,7 @@ class _SideFacts(_Facts):
     lineage: tuple[str, ...]
     clean: bool
     membership: tuple[float, float, float] | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, side: Side) -> "_SideFacts":
@@ -48,6 +49,7 @@ class _SideFacts(_Facts):
             lineage=side.lineage,
             clean=side.clean,
             membership=side.membership,
+            metrics=side.metrics,
         )
 
     def side(
@@ -67,6 +69,7 @@ class _SideFacts(_Facts):
             lineage=self.lineage,
             clean=self.clean,
             membership=self.membership,
+            metrics=self.metrics,
         )
 
 
@@ -80,6 +83,7 @@ class _EvidenceFacts(_Facts):
     data_age_days: float
     challenger: _SideFacts
     champion: _SideFacts | None
+    teacher: bool = False
 
     @property
     def sides(self) -> dict[str, _SideFacts]:
@@ -95,6 +99,7 @@ def write(evidence: Evidence, folder: Path) -> dict[str, FileDigest]:
     """
     _write_table(_predictions(evidence), folder / PREDICTIONS_FILE)
     pool = {name: side.pool_labels for name, side in evidence.sides.items()}
+    pool |= {} if evidence.teacher is None else {"teacher": evidence.teacher}
     _write_table({"row": evidence.pool, **pool}, folder / POOL_FILE)
     facts = canonical(_facts(evidence).model_dump(mode="json"))
     (folder / FACTS_FILE).write_bytes(facts)
@@ -112,6 +117,7 @@ def _facts(evidence: Evidence) -> _EvidenceFacts:
         data_age_days=evidence.data_age_days,
         challenger=sides["challenger"],
         champion=sides.get("champion"),
+        teacher=evidence.teacher is not None,
     )
 
 
@@ -154,7 +160,8 @@ def read(folder: Path) -> Evidence:
     tests = _Table(
         folder / PREDICTIONS_FILE, ("row", "label", *names, *control, *lists, *slices), facts.rows
     )
-    pool = _Table(folder / POOL_FILE, ("row", *names), facts.pool)
+    teacher = ("teacher",) if facts.teacher else ()
+    pool = _Table(folder / POOL_FILE, ("row", *names, *teacher), facts.pool)
     sides = {
         name: found.side(
             tests.strings(name),
@@ -173,6 +180,7 @@ def read(folder: Path) -> Evidence:
         champion=sides.get("champion"),
         control=tests.strings("control") if facts.control else None,
         data_age_days=facts.data_age_days,
+        teacher=pool.strings("teacher") if facts.teacher else None,
     )
 
 

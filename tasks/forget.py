@@ -17,7 +17,9 @@ from tasks.catalogue import MANIFEST, REPORT, Catalogue
 from tasks.errors import DataError
 from tasks.impact import DATA_FOLDER, SHA256_DIGITS, Impact, of_rows
 from tasks.lineage.index import FEWEST_DIGITS, PREFIX
+from tasks.records import SUFFIXES
 from tasks.refs import Ref
+from tasks.removal import keep_others
 from tasks.settings import Settings
 from tasks.versioning import PREPARED, Versions, md5_of_file, place_of
 
@@ -27,7 +29,7 @@ class Forgotten(Ref):
 
     Attributes:
         rows: Digests of the rows that were asked to be forgotten.
-        files: What was removed, relative to the project's folder.
+        files: What was removed, or written anew without the rows, relative to the project's folder.
         absent: Those rows that today's data did not hold any more.
         before: DVC's digest of the raw data with them.
         after: DVC's digest of the raw data without them.
@@ -54,8 +56,7 @@ def forget(settings: Settings, rows: Sequence[str]) -> Forgotten:
         rows: Digests of the rows' contents, or unique beginnings of at least 8 digits.
 
     Raises:
-        DataError: A row lies inside a file with others, is not known, or the data changed since it
-            was prepared.
+        DataError: A row is not known, or the data changed since it was prepared.
         SetupError: The registry or DVC does not answer.
         LedgerError: The ledger cannot be read.
     """
@@ -126,31 +127,41 @@ def _whole(row: str, known: dict[str, list[str]]) -> str:
     return found[0]
 
 
-def _files(root: Path, sources: dict[str, list[str]]) -> list[Path]:
-    """The files that hold these rows and nothing else."""
-    found: list[Path] = []
+Taken = dict[Path, set[int] | None]
+"""Files, and which of their rows go; None stands for a file that is one row."""
+
+
+def _files(root: Path, sources: dict[str, list[str]]) -> Taken:
+    found: Taken = {}
     for row, names in sources.items():
         for name in names:
             path = root / DATA_FOLDER / name
-            if not path.is_file():
+            if path.is_file():
+                found[path] = None
+                continue
+            inner, _, position = name.rpartition("#")
+            path = root / DATA_FOLDER / inner
+            if not position.isdigit() or path.suffix.lower() not in SUFFIXES or not path.is_file():
                 raise DataError(
-                    f"row {row} is {DATA_FOLDER}/{name}, which is no file of its own; take it out "
-                    "of its file, run `dvc add data`, and see `stillmark impact` for what knows it"
+                    f"row {row} is {DATA_FOLDER}/{name}, where nothing is that can be taken out; "
+                    "run `dvc checkout`"
                 )
-            found.append(path)
-    return sorted(set(found))
+            found[path] = {*(found.get(path) or ()), int(position)}
+    return dict(sorted(found.items()))
 
 
 @contextmanager
-def _set_aside(home: Path, files: list[Path]) -> Iterator[None]:
-    """Takes files away for good; or back to where they were, if what follows fails."""
+def _set_aside(home: Path, files: Taken) -> Iterator[None]:
+    """Takes rows away for good; or all back to where it was, if what follows fails."""
     aside = Path(tempfile.mkdtemp(prefix="forget-", dir=home))
     moved: list[tuple[Path, Path]] = []
     try:
-        for at, path in enumerate(files):
-            place = aside / str(at)
+        for at, (path, rows) in enumerate(files.items()):
+            place = aside / f"{at}{path.suffix}"
             shutil.move(path, place)
             moved.append((path, place))
+            if rows is not None and not keep_others(place, rows, path):
+                path.unlink()
         yield
     except BaseException:
         for path, place in moved:

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks import evidence as stored_evidence
+from tasks.answers import asking
 from tasks.errors import ArtifactError, DataError, RegistryError
-from tasks.evaluate import Evaluation, interleaved
+from tasks.evaluate import Evaluation
 from tasks.exporters import MODEL_FILE
 from tasks.gates import GATES, Evidence, Gate, Side, Verdict
 from tasks.keep import SCHEMA_FILE
 from tasks.lineage.digests import canonical, digest_of_file, digest_of_files
+from tasks.lineage.record import Record
+from tasks.measure import interleaved
 from tasks.refs import VersionRef
 from tasks.rows import HIDDEN, Part, Rows
 from tasks.statistics import share
@@ -27,7 +30,7 @@ from tasks.tracking import Tracking, payload_of, validate
 JUDGEMENT_FILE = "judgement.json"
 SECONDS_PER_DAY = 86_400
 MILLISECONDS = 1000
-MLFLOW = "mlflow"
+MLFLOW, TEACHER = "mlflow", "teacher"
 
 
 class Judgement(BaseModel):
@@ -63,6 +66,7 @@ class Bench:
         pool_rows: Most unlabelled rows that they are asked about.
         latency_calls: Calls per version at batch 1 on one thread.
         data_changed: When the data last changed.
+        ask_teacher: Whether a gate wants to know what the challenger's teacher says.
     """
 
     tracking: Tracking
@@ -70,6 +74,7 @@ class Bench:
     pool_rows: int
     latency_calls: int
     data_changed: datetime
+    ask_teacher: bool = False
 
     def gather(self, challenger: VersionRef, champion: VersionRef | None) -> Evidence:
         """Asks both versions, their files hashed again first.
@@ -101,6 +106,7 @@ class Bench:
             champion=sides.get("champion"),
             control=self._control(challenger) if champion is None else None,
             data_age_days=age.total_seconds() / SECONDS_PER_DAY,
+            teacher=self._teacher(challenger) if self.ask_teacher else None,
         )
 
     @cached_property
@@ -117,13 +123,28 @@ class Bench:
         control = self.tracking.sibling(challenger, f"{project}.control")
         return None if control is None else _Asked(self, control).labels
 
+    def _teacher(self, challenger: VersionRef) -> NDArray[np.str_] | None:
+        """What the challenger's teacher names the unlabelled rows."""
+        folder = teacher_of(self.tracking, challenger)
+        if folder is None:
+            return None
+        if not len(self.pool):
+            return np.asarray([], dtype=np.str_)
+        if (folder / MODEL_FILE).is_file():
+            said = self.rows.modality.classifier(folder).predict(self.pool.raw)["label"].tolist()
+        else:
+            numbers = asking(self.rows.modality, folder)(self.pool).argmax(1)
+            said = np.asarray(self.rows.classes)[numbers].tolist()
+        return np.asarray(said, dtype=np.str_)
+
 
 class _Asked:
     """One version, ready to be asked."""
 
     def __init__(self, bench: Bench, version: VersionRef) -> None:
         self.bench, self.version = bench, version
-        self.folder = payload_of(bench.tracking.fetch(version.model).folder)
+        stored = bench.tracking.fetch(version.model).folder
+        self.folder, self.metrics = payload_of(stored), Record.read(stored).metrics
         if not (self.folder / MODEL_FILE).is_file():
             raise RegistryError(
                 f"{version.name} version {version.version} holds no {MODEL_FILE}, so it cannot be "
@@ -164,6 +185,7 @@ class _Asked:
             lineage=problems,
             clean=clean,
             membership=self._membership(),
+            metrics=self.metrics,
         )
 
     def _membership(self) -> tuple[float, float, float] | None:
@@ -213,6 +235,22 @@ def ancestry(tracking: Tracking, version: VersionRef) -> tuple[tuple[str, ...], 
                 known.add(parent.record)
                 waiting.append((parent.role, parent.model_id, parent.record))
     return tuple(problems), clean
+
+
+def teacher_of(tracking: Tracking, version: VersionRef) -> Path | None:
+    """Folder with the files of the first teacher that a version descends from, hashed again.
+
+    Raises:
+        ArtifactError: A record on the way, or the teacher, is missing or not as recorded.
+    """
+    waiting = [tracking.record_of(version.model.model_id, version.model.record)]
+    for record in waiting:
+        for parent in record.parents:
+            found = tracking.record_of(parent.model_id, parent.record)
+            if parent.role == TEACHER:
+                return payload_of(tracking.stored_at(str(parent.model_id)))
+            waiting.append(found)
+    return None
 
 
 def judge(

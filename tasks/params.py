@@ -12,6 +12,7 @@ from tasks.consult import ConsultParams
 from tasks.distill import DistillParams
 from tasks.errors import ParamsError
 from tasks.evaluate import EvaluateParams
+from tasks.factorize import FactorizeParams
 from tasks.mutual import MutualParams
 from tasks.prepare import PrepareParams
 from tasks.pretrain import PretrainParams
@@ -22,6 +23,7 @@ from tasks.sections import Section, parse, read_tree
 from tasks.settings import PARAMS_FILE
 from tasks.supervise import SuperviseParams
 from tasks.teach import TeachParams
+from tasks.weigh import BudgetParams
 
 
 class Params(Section):
@@ -34,6 +36,8 @@ class Params(Section):
         consult: Teachers that are scikit-learn's. The student hears all teachers there are.
         mutual: A student that learns beside an auxiliary network; null leaves `distill` its place.
         prune: null leaves pruning out.
+        factorize: null leaves low-rank factors out.
+        budget: What the device can hold, for `stillmark fit-budget`.
     """
 
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -45,11 +49,13 @@ class Params(Section):
     distill: DistillParams
     mutual: MutualParams | None = None
     prune: PruneParams | None
+    factorize: FactorizeParams | None = None
     quantize: QuantizeParams
     supervise: SuperviseParams
     evaluate: EvaluateParams
     compare: CompareParams = CompareParams()
     promote: PromoteParams
+    budget: BudgetParams | None = None
 
 
 def load(root: Path) -> Params:

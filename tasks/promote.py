@@ -120,6 +120,7 @@ class _Case:
             self.params.pool_rows,
             self.params.latency_calls,
             versions.changed(),
+            ask_teacher=any(gate.asks_teacher for gate in self.params.gates),
         )
 
     def decided(

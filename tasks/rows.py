@@ -59,6 +59,11 @@ class Part:
         shown = self.labels != HIDDEN
         return self if shown.all() else self._where(shown)
 
+    @property
+    def hidden(self) -> "Part":
+        """Those rows that show no label."""
+        return self._where(self.labels == HIDDEN)
+
     def first(self) -> "Part":
         """The first row alone."""
         return self.take(np.arange(1))

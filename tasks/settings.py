@@ -38,6 +38,7 @@ class Settings(BaseSettings):
         signing_key: File with a private key (PEM); what is promoted is signed with it.
         signing_password: Of that key, where it is encrypted.
         webhook: Address that promotions, rejections and rollbacks are posted to; none by default.
+        litert_python: Python of an environment that holds LiteRT's converter, see docs/export.md.
     """
 
     model_config = SettingsConfigDict(env_prefix="STILLMARK_", frozen=True, extra="ignore")
@@ -48,6 +49,7 @@ class Settings(BaseSettings):
     signing_key: Path | None = None
     signing_password: SecretStr | None = None
     webhook: SecretStr | None = None
+    litert_python: Path | None = None
 
     @cached_property
     def root(self) -> Path:

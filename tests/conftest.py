@@ -258,13 +258,17 @@ class Bench:
 
 @pytest.fixture
 def bench(bench_template, tmp_path, monkeypatch):
+    return bench_in(tmp_path / "bench", bench_template, monkeypatch)
+
+
+def bench_in(root, bench_template, monkeypatch):
+    """For fixtures that outlive a test, too."""
     from tasks.lineage.digests import digest_of_file, digest_of_files, digests_of_folder
     from tasks.params import load
     from tasks.refs import DataRef
     from tasks.stage import Run
     from tasks.tracking import Tracking
 
-    root = tmp_path / "bench"
     shutil.copytree(bench_template, root, ignore=shutil.ignore_patterns("data"))
     monkeypatch.setenv("STILLMARK_PROJECT", str(root))
     params = load(root)

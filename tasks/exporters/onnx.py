@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tasks.compute import laid_out
 from tasks.errors import CompressionError
-from tasks.exporters import Exporter
+from tasks.exporters import Exporter, difference, failed, logits_of
 
 INPUT, OUTPUT = "inputs", "logits"
 
@@ -28,6 +28,8 @@ class Onnx(Exporter):
         opset: Version of the operator set.
         tolerance: Largest difference from the eager logits, relative to their largest value.
     """
+
+    suffix: ClassVar[str] = ".onnx"
 
     name: Literal["onnx"] = "onnx"
     opset: Annotated[int, Field(ge=18, le=23)] = 20
@@ -51,29 +53,14 @@ class Onnx(Exporter):
                     dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 )
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CompressionError(
-                f"{type(network).__name__} cannot be exported to ONNX: {reason}"
-            ) from error
+            raise failed(network, "ONNX", error) from error
         if program is None:
             raise CompressionError(
                 f"{type(network).__name__} cannot be exported to ONNX: no program"
             )
         onnx.save(strip(program.model_proto), path)
-        return self._difference(network, example, path)
-
-    def _difference(self, network: nn.Module, example: Tensor, path: Path) -> float:
-        with torch.no_grad():
-            eager = network(example).numpy()
-        exported = run(path, example.numpy())
-        difference = float(np.abs(eager - exported).max())
-        allowed = self.tolerance * max(1.0, float(np.abs(eager).max()))
-        if difference > allowed:
-            raise CompressionError(
-                f"{path.name} differs from the eager network by {difference:.2g}, at most "
-                f"{allowed:.2g} is allowed (exporter tolerance)"
-            )
-        return difference
+        eager, exported = logits_of(network, example), run(path, example.numpy())
+        return difference(eager, exported, path, self.tolerance)
 
 
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class Side:
         clean: Whether committed code made it.
         membership: Area under the curve of the strongest membership-inference attack on it, and the
             ends of its 95% interval; None where none is on record.
+        metrics: What the stage that made it measured, by name, as its lineage record holds it.
     """
 
     version: int
@@ -60,6 +61,7 @@ class Side:
     lineage: tuple[str, ...]
     clean: bool
     membership: tuple[float, float, float] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Evidence:
         champion: The version that it would follow, or None where it is the first.
         control: Predictions of the labels-only control, (N,): the floor of a first version.
         data_age_days: Age of the newest data that the challenger learned from.
+        teacher: What the challenger's teacher names the unlabelled rows, (M,); None where no gate
+            asks for it, or there is none.
 
     Raises:
         ArtifactError: The parts do not fit together.
@@ -90,6 +94,7 @@ class Evidence:
     champion: Side | None
     control: NDArray[np.str_] | None
     data_age_days: float
+    teacher: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         for misfit in self._misfits():
@@ -118,6 +123,8 @@ class Evidence:
         for name, values in tall.items():
             if values.shape != self.rows.shape:
                 yield f"{name} has shape {values.shape}, the rows have {self.rows.shape}"
+        if self.teacher is not None and self.teacher.shape != self.pool.shape:
+            yield f"teacher has shape {self.teacher.shape}, the pool has {self.pool.shape}"
         for name, side in self.sides.items():
             yield from (f"the {name}'s {misfit}" for misfit in self._misfits_of(side))
 
@@ -147,9 +154,28 @@ class Gate(Section):
     both can judge again and must find the same.
     """
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it needs the teacher's answers, which are slow to come by."""
+        return False
+
     @abstractmethod
     def judge(self, evidence: Evidence) -> Verdict:
         """Decides, and says why."""
+
+
+def unmeasured(gate: Gate, what: str) -> Verdict:
+    """Of a version whose record lacks the figure that a gate judges by.
+
+    Args:
+        gate: That gate.
+        what: The figure, in a few words.
+    """
+    why = (
+        f"no {what} is on record for this version; promote an edge model that `stillmark retrain` "
+        "made since"
+    )
+    return Verdict(gate=str(gate.plain()["name"]), passed=False, sentence=why, figures={})
 
 
 GATES = Drawer("tasks.gates", Gate)

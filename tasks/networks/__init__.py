@@ -4,16 +4,16 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.drawers import Drawer
-from tasks.errors import ArtifactError, ParamsError
+from tasks.errors import ArtifactError, CompressionError, ParamsError
 from tasks.sections import Section, parse
 
 SPEC_FILE = "network.json"
@@ -107,6 +107,27 @@ class Network(Section):
 NETWORKS = Drawer("tasks.networks", Network)
 
 
+class Factor(Section):
+    """How a layer's weight is a product of smaller ones.
+
+    Attributes:
+        kind: What stands in the layer's place. `linear`: inputs → rank → outputs. `convolution`:
+            the kernel to rank channels, then 1×1 to the outputs. `tucker`: 1×1 to fewer channels,
+            the kernel among these, 1×1 to the outputs.
+        ranks: Channels in between, by group: one number, or two for `tucker`.
+    """
+
+    kind: Literal["linear", "convolution", "tucker"]
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=2)]
+
+    @model_validator(mode="after")
+    def _has_its_ranks(self) -> "Factor":
+        expected = 2 if self.kind == "tucker" else 1
+        if len(self.ranks) != expected:
+            raise ValueError(f"'{self.kind}' takes ranks: {expected}, found {len(self.ranks)}")
+        return self
+
+
 class Spec(Section):
     """All that is needed to build a network again, pruned or not.
 
@@ -115,12 +136,16 @@ class Spec(Section):
         shape: What the network is built for, see `Encoding.input_shape`.
         outputs: Classes, or 0 for a body alone.
         sizes: Shapes of those tensors that pruning changed, by name.
+        factors: Layers that were replaced by smaller ones after that, by path.
+        skipped: Blocks that were removed before all that, by path.
     """
 
     network: Annotated[Network, NETWORKS]
     shape: tuple[int, ...]
     outputs: int
     sizes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    factors: dict[str, Factor] = Field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -131,19 +156,56 @@ class Spec(Section):
         """A network with fresh weights, initialised from torch's global seed."""
         body, width = self.network.body(self.shape)
         classifier = Classifier(body, width, self.outputs)
+        for path in self.skipped:
+            skip(classifier, path)
         if self.sizes:
             resize(classifier, self.sizes)
+        for path, factor in self.factors.items():
+            replace_layer(classifier, path, factor)
         return classifier
 
     def resized_as(self, network: nn.Module) -> "Spec":
-        """The spec of a network that was pruned in place."""
-        dense = self.model_copy(update={"sizes": {}}).build().state_dict()
+        """The spec of a network that was pruned in place.
+
+        Raises:
+            CompressionError: Layers of it had been factorized before.
+        """
+        if self.factors:
+            raise CompressionError(
+                f"a network whose layers {', '.join(self.factors)} were factorized cannot be "
+                "pruned any more; prune first, then factorize"
+            )
+        dense = self.model_copy(update={"sizes": {}, "skipped": ()}).build().state_dict()
         sizes = {
             name: tuple(tensor.shape)
             for name, tensor in network.state_dict().items()
             if tensor.shape != dense[name].shape
         }
-        return self.model_copy(update={"sizes": sizes})
+        skipped = tuple(
+            name for name, module in network.named_modules() if isinstance(module, Skipped)
+        )
+        return self.model_copy(update={"sizes": sizes, "skipped": skipped})
+
+
+class Skipped(nn.Identity):
+    """Stands where a block was, and passes on the first thing that it gets."""
+
+    def forward(self, input: Tensor, *_beside: object) -> Tensor:  # noqa: A002 - torch's name
+        """The input as it came."""
+        return input
+
+
+def skip(network: nn.Module, path: str) -> None:
+    """Takes a block out of a network.
+
+    Raises:
+        ArtifactError: There is none at `path`.
+    """
+    try:
+        network.get_submodule(path)
+        network.set_submodule(path, Skipped())
+    except (AttributeError, ValueError):
+        raise ArtifactError(f"the spec skips '{path}', which the network does not have") from None
 
 
 def resize(network: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
@@ -165,6 +227,58 @@ def resize(network: nn.Module, sizes: dict[str, tuple[int, ...]]) -> None:
         setattr(module, attribute, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
         if attribute == "weight":
             _match_attributes(module, shape)
+
+
+def replace_layer(network: nn.Module, path: str, factor: Factor) -> nn.Sequential:
+    """Puts smaller layers, with fresh weights, in the place of one; outputs keep their shape.
+
+    Returns:
+        The layers that now stand at `path`.
+
+    Raises:
+        ArtifactError: There is no layer at `path`, or not one of that kind.
+    """
+    try:
+        layer = network.get_submodule(path)
+    except AttributeError:
+        raise ArtifactError(f"the spec names '{path}', which the network does not have") from None
+    smaller = nn.Sequential(*_smaller(layer, factor))
+    network.set_submodule(path, smaller.to(next(layer.parameters())).train(layer.training))
+    return smaller
+
+
+def _smaller(layer: nn.Module, factor: Factor) -> list[nn.Module]:
+    match layer, factor.kind:
+        case nn.Linear(), "linear":
+            (rank,) = factor.ranks
+            last = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+            return [nn.Linear(layer.in_features, rank, bias=False), last]
+        case nn.Conv1d() | nn.Conv2d(), "convolution" | "tucker":
+            return _convolutions(layer, [layer.groups * rank for rank in factor.ranks])
+        case _:
+            raise ArtifactError(
+                f"no rule to replace a {type(layer).__name__} by factors of kind '{factor.kind}'"
+            )
+
+
+def _convolutions(layer: nn.Conv1d | nn.Conv2d, between: list[int]) -> list[nn.Module]:
+    """The kernel, with 1×1 after it and, where two widths lie between, before it."""
+    *before, inputs, outputs = [layer.in_channels, *between]
+    kind, groups = type(layer), layer.groups
+    first = [kind(width, inputs, 1, groups=groups, bias=False) for width in before]
+    kernel = kind(
+        inputs,
+        outputs,
+        layer.kernel_size,  # pyright: ignore[reportArgumentType] - as many numbers as its own kind
+        stride=layer.stride,  # pyright: ignore[reportArgumentType]
+        padding=layer.padding,  # pyright: ignore[reportArgumentType]
+        dilation=layer.dilation,  # pyright: ignore[reportArgumentType]
+        groups=groups,
+        bias=False,
+        padding_mode=layer.padding_mode,
+    )
+    bias = layer.bias is not None
+    return [*first, kernel, kind(outputs, layer.out_channels, 1, groups=groups, bias=bias)]
 
 
 def _match_attributes(module: nn.Module, shape: tuple[int, ...]) -> None:

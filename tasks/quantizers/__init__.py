@@ -13,9 +13,20 @@ from tasks.sections import Section
 class Quantizer(Section):
     """Contract of a quantizer of exported models."""
 
+    @property
+    def weight_limit(self) -> int:
+        """Largest absolute integer that a weight becomes, with a scale per output channel.
+
+        0 where training cannot imitate the method (see `tasks.fake_quantization`).
+        """
+        return 0
+
     @abstractmethod
     def quantize(self, source: Path, target: Path, calibration: NDArray[np.float32]) -> None:
         """Writes a quantized copy of an ONNX model.
+
+        Beside it, where there is something to say of each layer: `quantization.json`, a
+        `QuantizationReport`.
 
         Args:
             source: The float model.
@@ -23,7 +34,8 @@ class Quantizer(Section):
             calibration: Rows as the network takes them, (N, …), from the training split.
 
         Raises:
-            CompressionError: There are no calibration rows.
+            CompressionError: There are no calibration rows, no weights to quantize, or an operator
+                that cannot be quantized; names it.
         """
 
 

@@ -1,9 +1,6 @@
 """8-bit weights, and activations whose ranges are read from each batch."""
 
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tasks.exporters.onnx import shorten, strip
+from tasks.onnx_layers import quiet
 from tasks.quantizers import Quantizer
 
 
@@ -39,7 +37,7 @@ class DynamicInt8(Quantizer):
         from onnxruntime import quantization  # noqa: PLC0415 - slow to import
         from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
 
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, quiet():
             ready = Path(folder) / "ready.onnx"
             quant_pre_process(source, ready)
             quantization.quantize_dynamic(
@@ -49,14 +47,3 @@ class DynamicInt8(Quantizer):
                 per_channel=self.per_channel,
             )
         onnx.save(shorten(strip(onnx.load(target))), target)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps ONNX Runtime's advice to pre-process, which was followed, off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -36,10 +36,13 @@ from tasks.gates import Evidence, Gate, Side
 from tasks.gates.agreement import Agreement
 from tasks.gates.budget import Budget
 from tasks.gates.calibration import Calibration
+from tasks.gates.export import Export
 from tasks.gates.freshness import Freshness
+from tasks.gates.fusion import Fusion
 from tasks.gates.lineage import Lineage
 from tasks.gates.membership import Membership
 from tasks.gates.quality import Quality
+from tasks.gates.size import Size
 from tasks.gates.slices import Slices
 from tasks.judge import judge, keep
 from tasks.ledger import ENTRIES, Intent, Ledger
@@ -63,9 +66,13 @@ GATES: tuple[Gate, ...] = (
     Calibration(largest=0.9),
     Budget(size_ratio=1.5, latency_ratio=1.5),
     Agreement(at_least=0.5),
+    Agreement(at_least=0.5, against="teacher"),
     Lineage(),
     Membership(),
     Freshness(days=30.0),
+    Fusion(),
+    Size(),
+    Export(),
 )
 
 
@@ -128,6 +135,7 @@ def side(
         lineage=(),
         clean=True,
         membership=(0.55, 0.53, 0.57),
+        metrics={"fused_agreement": 0.999, "size_ratio": 0.3, "export_difference": 1e-6},
     )
 
 
@@ -146,6 +154,7 @@ def random_evidence(seed: int = 0) -> Evidence:
         champion=side(random, 1, labels, CHAMPION_ACCURACY),
         control=None,
         data_age_days=1.0,
+        teacher=np.asarray(names)[np.zeros(POOL, dtype=int)],
     )
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "rollback": "Make an earlier version champion again",
     "approve": "Promote what waits for a person's approval",
     "reject": "Turn down what waits for a person's approval",
+    "fit-budget": "Find the cheapest model",
     "history": "Say who was champion",
     "trace": "Say where a model comes from",
     "verify": "Hash a model and all behind it again",
@@ -34,13 +35,17 @@ COMMANDS = {
     "impact": "Say which models descend from",
     "forget": "Remove rows, retrain",
     "export": "Write a model's lineage",
+    "convert": "Write a model for another runtime",
     "index": "Bring the lineage index up to date",
     "status": "Say what is champion",
     "open": "Serve MLflow's or Prefect's page",
 }
-OPTIONS = {"open": "--port", "export": "--format", "index": "--rebuild"} | dict.fromkeys(
-    ["rollback", "approve", "reject"], "--reason"
-)
+OPTIONS = {
+    "open": "--port",
+    "convert": "--to",
+    "export": "--format",
+    "index": "--rebuild",
+} | dict.fromkeys(["rollback", "approve", "reject"], "--reason")
 
 
 @pytest.fixture
@@ -392,6 +397,8 @@ def test_methods_says_all_about_one(capsys, refused):
         text = capsys.readouterr().out
         assert "Hinton" in text
         assert "temperature: " in text
+    assert main(["methods", "taylor"]) == 0
+    assert "keep_macs: " in capsys.readouterr().out  # of what it extends
     assert refused("methods", "soft_label").startswith(
         "there is no method 'soft_label'; did you mean 'soft_labels'? (known: "
     )

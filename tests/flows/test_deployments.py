@@ -18,7 +18,7 @@ def test_every_flow_that_a_page_may_start_is_deployed_without_a_schedule():
         ["promote", "rollback", "settle"],
         ["trace", "verify", "replay", "impact", "forget"],
     )
-    assert list(DEPLOYMENTS) == ["retrain", *promotion, *lineage]
+    assert list(DEPLOYMENTS) == ["retrain", "fit-budget", *promotion, *lineage]
     for found in DEPLOYMENTS.values():
         assert found["work_pool"]["name"] == "default"
         assert not {"schedule", "schedules", "parameters"} & set(found)

@@ -33,6 +33,7 @@ from tasks.sections import parse
 from tasks.stage import Run
 from tasks.statistics import Gain
 from tasks.tracking import payload_of
+from tests.conftest import bench_in
 
 DRAWS, SEEDS = (0, 1), (0, 1)
 STRENGTHS = {CONTROL: 1e-4, "weak": 3e-4, "strong": 1.0}
@@ -42,7 +43,14 @@ def arm(name, kind="student"):
     return Named(name=name, kind=kind, sentence="an arm")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def bench(bench_template, tmp_path_factory):
+    """One for all: nothing here changes what another test has made."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield bench_in(tmp_path_factory.mktemp("compare") / "bench", bench_template, monkeypatch)
+
+
+@pytest.fixture(scope="module")
 def made(bench):
     """Makes one cell: logistic regression of a strength on one draw's labels."""
 
@@ -57,7 +65,7 @@ def made(bench):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def assessed(bench):
     """Assesses cells; gives the report, the rows that were right, and the folder."""
 
@@ -71,7 +79,7 @@ def assessed(bench):
     return go
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def several(made, assessed):
     """Three arms in two draws and two seeds."""
     cells = {
@@ -193,11 +201,11 @@ def test_networks_and_estimators_stand_side_by_side(bench, toy, made, assessed):
 
 def test_the_report_is_a_stage_like_any_other(bench, several):
     cells, found, _, folder = several
-    (run,) = bench.runs(stage="assess")
+    record = json.loads((folder.parent / "record.json").read_bytes())
+    (run,) = bench.runs(stage="assess", key=record["key"])
     assert run.info.status == "FINISHED"
     figures = {f"{one.named.name}.accuracy": one.accuracy.value for one in found.arms}
     assert run.data.metrics == pytest.approx(figures)
-    record = json.loads((folder.parent / "record.json").read_bytes())
     assert {parent["role"]: parent["record"] for parent in record["parents"]} == {
         name: ref.record for name, ref in cells.items()
     }

@@ -7,18 +7,12 @@ from typing import Annotated
 import pytest
 
 import tasks
-from tasks.augmentations import AUGMENTATIONS
+from flows.methods import DRAWERS
 from tasks.drawers import Drawer
 from tasks.errors import ParamsError
 from tasks.exporters import EXPORTERS
 from tasks.losses import LOSSES
-from tasks.modalities import MODALITIES
-from tasks.networks import NETWORKS
-from tasks.objectives import OBJECTIVES
-from tasks.pruners import PRUNERS
-from tasks.quantizers import QUANTIZERS
 from tasks.sections import Section, parse
-from tasks.teachers import TEACHERS
 
 NUMBERS = itertools.count()
 METHOD = """
@@ -106,17 +100,7 @@ def test_its_noun_is_the_folder(drawer):
 
 @pytest.mark.parametrize(
     "drawer",
-    [
-        AUGMENTATIONS,
-        EXPORTERS,
-        LOSSES,
-        MODALITIES,
-        NETWORKS,
-        OBJECTIVES,
-        PRUNERS,
-        QUANTIZERS,
-        TEACHERS,
-    ],
+    [*DRAWERS, EXPORTERS],
     ids=lambda drawer: drawer.noun,
 )
 def test_every_file_of_every_drawer_is_a_method(drawer):

@@ -18,13 +18,10 @@ from tasks.consult import ConsultParams, consult
 from tasks.errors import DataError
 from tasks.estimators.logistic_regression import LogisticRegression
 from tasks.evaluate import (
-    WARM_UP_CALLS,
     EvaluateParams,
     Evaluation,
     ZeroShot,
     evaluate,
-    host,
-    interleaved,
     write_predictions,
 )
 from tasks.lineage.digests import digest_of_files, digests_of_folder
@@ -105,15 +102,6 @@ def test_metrics_hang_on_each_model(report):
         assert metrics["latency_p50_ms"] == pytest.approx(found.of(role).latency_p50_ms)
 
 
-def test_models_take_turns():
-    order = []
-    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    times = interleaved(calls, 5)
-    assert order == sorted("abc" * WARM_UP_CALLS) + list("abc") * 5
-    assert {name: found.shape for name, found in times.items()} == dict.fromkeys("abc", (5,))
-    assert all((found >= 0).all() for found in times.values())
-
-
 def test_predictions_are_written_row_by_row(tmp_path, part):
     rows = part(np.zeros((2, 2, 2, 1)), [1, 0])
     chances = np.array([[0.25, 0.75], [0.4, 0.6]], np.float32)
@@ -123,11 +111,6 @@ def test_predictions_are_written_row_by_row(tmp_path, part):
     assert found["label"] == ["dog", "cat"]
     assert found["edge"] == ["dog", "dog"]
     assert found["edge_probability"] == pytest.approx([0.75, 0.6])
-
-
-def test_the_host_is_named():
-    assert "cores" in host()
-    assert not host().startswith(",")
 
 
 def test_the_same_run_is_found_by_its_key(report, finished, inside):
@@ -181,6 +164,21 @@ def test_an_estimator_has_neither_parameters_nor_macs(evaluated):
     report, _, _ = evaluated
     assert (report.of("teacher").parameters, report.of("teacher").macs) == (None, None)
     assert Evaluation.model_validate_json(report.model_dump_json()) == report
+
+
+def test_networks_have_a_throughput_and_a_peak_of_memory_and_estimators_do_not(evaluated):
+    report, folder, _ = evaluated
+    for role in ("control", "edge"):
+        assert report.of(role).throughput_rows_per_second > 0
+        assert report.of(role).peak_memory_kib > 0
+    teacher = report.of("teacher")
+    assert (teacher.throughput_rows_per_second, teacher.peak_memory_kib) == (None, None)
+    plain = json.loads((folder / "evaluation.json").read_text())
+    for model in plain["models"]:
+        del model["throughput_rows_per_second"], model["peak_memory_kib"]
+    old = Evaluation.model_validate(plain)
+    assert old.of("edge").peak_memory_kib is None
+    assert old.host == report.host
 
 
 def test_without_unseen_classes_there_are_no_zero_shot_figures(evaluated):

@@ -15,27 +15,36 @@ from tasks.gates import GATES, Evidence, Side
 from tasks.gates.agreement import Agreement
 from tasks.gates.budget import Budget
 from tasks.gates.calibration import Calibration
+from tasks.gates.export import Export
 from tasks.gates.freshness import Freshness
+from tasks.gates.fusion import Fusion
 from tasks.gates.lineage import Lineage
 from tasks.gates.membership import Membership
 from tasks.gates.quality import Quality
+from tasks.gates.size import Size
 from tasks.gates.slices import Slices
 from tasks.lineage.digests import digests_of_folder
 
 GATES_OF_ALL_KINDS = (
     Agreement(at_least=0.5),
+    Agreement(at_least=0.5, against="teacher"),
     Budget(size_kib=10.0, latency_ms=1.0, latency_ratio=1.0),
     Calibration(largest=0.2),
+    Export(),
     Freshness(days=30.0),
+    Fusion(),
     Lineage(),
     Membership(),
     Quality(),
     Quality(metric="macro_f1", test="non_inferiority", margin=0.1),
+    Size(),
     Slices(fewest_rows=2),
 )
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=6)
 positive = st.floats(1e-6, 1e6)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+measured = texts | st.sampled_from(("fused_agreement", "size_ratio", "export_difference"))
 
 
 def array(values):
@@ -60,6 +69,7 @@ def sides(draw, classes, rows, pool, calls):
         latency_ms=np.asarray(draw(st.lists(positive, min_size=calls, max_size=calls)), np.float64),
         lineage=tuple(draw(st.lists(texts, max_size=3))),
         clean=draw(st.booleans()),
+        metrics=draw(st.dictionaries(measured, finite, max_size=4)),
     )
 
 
@@ -78,6 +88,7 @@ def evidences(draw):
         champion=draw(st.none() | side),
         control=draw(st.none() | lists(texts, rows)),
         data_age_days=draw(st.floats(-1e4, 1e4)),
+        teacher=draw(st.none() | lists(texts, pool)),
     )
 
 
@@ -109,6 +120,7 @@ def whole():
             latency_ms=random.uniform(0.5, 1.5, 20),
             lineage=(),
             clean=True,
+            metrics={"fused_agreement": 0.995, "size_ratio": 1 / 3, "export_difference": 2e-7},
         )
 
     return Evidence(
@@ -121,6 +133,7 @@ def whole():
         champion=side(1),
         control=random.choice(classes, 50),
         data_age_days=1.25,
+        teacher=random.choice(classes, 30),
     )
 
 
@@ -167,9 +180,29 @@ def test_equal_evidence_has_equal_bytes_and_other_evidence_others(whole, tmp_pat
         {"data_age_days": 1.5},
         {"control": None},
         {"champion": None},
+        {"teacher": None},
+        {"challenger": replace(whole.challenger, metrics={})},
         {"challenger": replace(whole.challenger, clean=False)},
     ):
         assert storage.write(replace(whole, **change), tmp_path) != first
+
+
+def test_evidence_of_earlier_versions_is_read_without_what_they_did_not_keep(whole, tmp_path):
+    early = replace(whole, teacher=None)
+    storage.write(early, tmp_path)
+
+    def unlearn(facts):
+        for part in (facts["challenger"], facts["champion"]):
+            del part["metrics"]
+        del facts["teacher"]
+
+    edited(tmp_path, "facts.json", unlearn)
+    found = storage.read(tmp_path)
+    assert found.teacher is None
+    assert found.challenger.metrics == {}
+    for gate in (Quality(), Slices(), Agreement(at_least=0.5), Membership()):
+        assert gate.judge(found) == gate.judge(early)
+    assert not Fusion().judge(found).passed
 
 
 def test_a_column_may_have_any_name(whole, tmp_path):

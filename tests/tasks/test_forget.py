@@ -156,16 +156,47 @@ def test_data_that_changed_since_is_left_alone(project, monkeypatch):
     assert files_of(project) == before
 
 
-def test_a_row_inside_a_file_is_refused_and_so_are_all_asked_with_it(project):
+@pytest.fixture
+def tables(project, monkeypatch):
+    """The first three rows lie in two tables, says the manifest; gives their digests."""
+    (project / "data" / "rows.csv").write_text("text,label\nfirst,1\nsecond,2\nthird,3\n")
+    (project / "data" / "only.csv").write_text("text,label\nalone,1\n")
     path = project / "prepared" / "manifest.parquet"
     table = pyarrow.parquet.read_table(path)
     rows = table.to_pylist()
-    rows[0]["source"] = "more.parquet#0"
+    for row, source in zip(rows, ["rows.csv#0", "rows.csv#2", "only.csv#0"], strict=False):
+        row["source"] = source
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
-    before = files_of(project)
-    with pytest.raises(DataError, match=r"is data/more\.parquet#0, which is no file of its own"):
-        forget(Settings(), [rows[1]["row"], rows[0]["row"]])
-    assert files_of(project) == before
+    monkeypatch.setattr(Versions, "places", Places(project / "cache", None, None))
+    monkeypatch.setattr(Versions, "add", lambda self: "new.dir")
+    return [row["row"] for row in rows[:3]]
+
+
+def test_rows_of_a_table_leave_it_and_the_others_stay(project, tables):
+    found = forget(Settings(), tables)
+    assert found.files == ("data/only.csv", "data/rows.csv")
+    assert (project / "data" / "rows.csv").read_text() == "text,label\nsecond,2\n"
+    assert not (project / "data" / "only.csv").exists()
+
+
+def test_a_table_that_dvc_refuses_is_as_it_was(project, tables, monkeypatch):
+    def refuse(self):
+        raise DataError("the disk is full")
+
+    before = (project / "data" / "rows.csv").read_bytes()
+    monkeypatch.setattr(Versions, "add", refuse)
+    with pytest.raises(DataError, match="the disk is full"):
+        forget(Settings(), tables)
+    assert (project / "data" / "rows.csv").read_bytes() == before
+    assert (project / "data" / "only.csv").exists()
+
+
+def test_a_row_of_a_file_that_is_gone_is_refused_with_all_asked_beside_it(project, tables):
+    (project / "data" / "only.csv").unlink()
+    before = files_of(project), (project / "data" / "rows.csv").read_bytes()
+    with pytest.raises(DataError, match=r"data/only\.csv#0, where nothing is that can be taken"):
+        forget(Settings(), tables)
+    assert (files_of(project), (project / "data" / "rows.csv").read_bytes()) == before
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def recorded(tmp_path_factory, bench_template):
     return Recorded(root, data)
 
 
+@pytest.mark.slow  # the command line replays a stage in tests/flows/test_lineage_commands.py
 def test_made_again_in_other_processes_it_is_equal_bit_for_bit(recorded, tmp_path):
     before = digests_of_folder(recorded.root / "tasks"), git(recorded.root, "status", "--porcelain")
     found = recorded.replay(tmp_path / "scratch")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
@@ -35,8 +36,33 @@ def test_where_nothing_can_be_said_it_passes_and_says_so(side, collect):
     assert "nothing can be said: there is no unlabelled row" in empty.sentence
 
 
+def test_the_teacher_may_take_the_champions_place(side, collect):
+    teacher = np.asarray(list("aaab"))
+    found = collect(side("a", pool="aaaa"), side("a", pool="bbbb"), teacher=teacher)
+    gate = Agreement(at_least=0.75, against="teacher")
+    assert gate.asks_teacher
+    verdict = gate.judge(found)
+    assert verdict.passed
+    assert verdict.figures["agreement"] == 0.75
+    assert "same answer as the teacher on 75.00% of 4 unlabelled rows" in verdict.sentence
+    assert not Agreement(at_least=0.76, against="teacher").judge(found).passed
+    assert not Agreement(at_least=0.75).judge(found).passed
+
+
+def test_a_first_version_has_a_teacher_to_agree_with(side, collect):
+    found = collect(side("a", pool="ab"), teacher=np.asarray(["b", "a"]))
+    assert not Agreement(at_least=0.5, against="teacher").judge(found).passed
+
+
+def test_where_no_teacher_was_asked_it_does_not_pass(side, collect):
+    verdict = Agreement(at_least=0.5, against="teacher").judge(collect(side("a", pool="a")))
+    assert not verdict.passed
+    assert "its teacher was not asked" in verdict.sentence
+
+
 def test_params_yaml_says_how_much():
     assert GATES.parse({"name": "agreement", "at_least": 0.9}) == Agreement(at_least=0.9)
+    assert not Agreement(at_least=0.9).asks_teacher
     with pytest.raises(ParamsError, match="at_least' is missing"):
         GATES.parse({"name": "agreement"})
     for wrong in (0.0, 1.1):

@@ -26,10 +26,13 @@ def test_these_are_the_gates():
         "agreement",
         "budget",
         "calibration",
+        "export",
         "freshness",
+        "fusion",
         "lineage",
         "membership",
         "quality",
+        "size",
         "slices",
     }
 
@@ -47,7 +50,8 @@ def test_the_same_evidence_gives_the_same_verdict(name, side, collect):
 
 @pytest.mark.parametrize("name", sorted(GATES.methods))
 def test_a_first_version_that_is_right_passes(name, side, collect):
-    found = side("aab" * 20, pool="ab", membership=(0.5, 0.4, 0.6))
+    metrics = {"fused_agreement": 1.0, "size_ratio": 0.3, "export_difference": 0.0}
+    found = side("aab" * 20, pool="ab", membership=(0.5, 0.4, 0.6), metrics=metrics)
     assert gate(name).judge(collect(found, labels="aab" * 20)).passed
 
 
@@ -64,6 +68,7 @@ def test_a_figure_is_a_number():
         (lambda e: {"labels": np.asarray(list("aax"))}, "label 'x' is none of the classes"),
         (lambda e: {"control": e.labels[1:]}, "control has shape"),
         (lambda e: {"columns": {"source": e.labels[1:]}}, "source has shape"),
+        (lambda e: {"teacher": e.rows}, r"teacher has shape \(3,\), the pool has \(0,\)"),
         (lambda e: {"pool": e.rows}, "challenger's pool_labels has shape"),
         (lambda e: {"classes": ("a", "b", "c")}, r"probabilities has shape \(3, 2\), expected"),
         (lambda e: {"data_age_days": float("nan")}, "data_age_days is nan"),

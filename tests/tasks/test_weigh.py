@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tasks.errors import DataError, ParamsError
+from tasks.measure import Cost
+from tasks.sections import parse
+from tasks.statistics import Gain, Share
+from tasks.tracking import payload_of
+from tasks.weigh import (
+    BudgetParams,
+    Found,
+    Limits,
+    Weighed,
+    WeighParams,
+    choose,
+    draw_front,
+    front,
+    weigh,
+)
+
+
+def weighed(name, accuracy=0.9, size=10_240, latency=1.0, memory=500.0, drop=0.0):
+    cost = Cost(
+        size_bytes=size,
+        parameters=1,
+        macs=1,
+        latency_p50_ms=latency,
+        latency_p95_ms=latency,
+        throughput_rows_per_second=1.0,
+        peak_memory_kib=memory,
+    )
+    return Weighed(
+        name=name,
+        cost=cost,
+        accuracy=Share(accuracy, accuracy, accuracy, 100),
+        drop=Gain(drop, drop, drop),
+        agreement=None,
+    )
+
+
+QUICK = WeighParams(latency_calls=3)
+
+
+# What was measured
+
+
+def test_candidates_are_held_against_the_reference_on_the_same_rows(bench, toy):
+    good, lazy = toy.make(bench), toy.make(bench, "lazy")
+    ref = weigh._run(bench.run, QUICK, reference=good, same=toy.make(bench, salt=1), lazy=lazy)
+    found = Found.read(payload_of(bench.tracking.fetch(ref).folder))
+    assert [one.name for one in found.candidates] == ["same", "lazy"]
+    same, worse = found.candidates
+    assert (same.drop.value, same.agreement) == (0.0, 1.0)
+    assert same.accuracy == found.reference.accuracy
+    lost = found.reference.accuracy.value - worse.accuracy.value
+    assert worse.drop.value == pytest.approx(lost)
+    assert lost > 0.3
+    assert worse.agreement < 0.7
+    file = payload_of(bench.files(good)) / "model.onnx"
+    assert found.reference.cost.size_bytes == file.stat().st_size
+
+
+def test_without_validation_labels_nothing_is_chosen(bench, toy):
+    model = toy.make(bench)
+    part = type("Rows", (), {"validation": ()})
+    work = type("Work", (), {"rows": part})
+    with pytest.raises(DataError, match=r"raise prepare\.validation_labels_per_class"):
+        weigh.function(work, QUICK, reference=model)
+
+
+# What a budget is
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {},
+            "a budget needs a limit: set one of size_kb, latency_ms, memory_kb, max_accuracy_drop",
+        ),
+        ({"size_kb": 0}, "'budget.size_kb' is 0"),
+        ({"size_kb": 8, "sise": 1}, "unknown parameter 'budget.sise'"),
+        ({"size_kb": 8, "space": {"widths": [0.5], "precisions": [{"name": "int3"}]}}, "int3"),
+    ],
+)
+def test_a_budget_that_says_nothing_is_refused(tree, message):
+    with pytest.raises(ParamsError, match=message):
+        parse(BudgetParams, tree, "budget")
+
+
+def test_shares_of_the_limits_that_are_set():
+    one = weighed("a", size=2048, latency=3.0, memory=100.0, drop=0.01)
+    assert one.spent(Limits(size_kb=4.0, max_accuracy_drop=0.02)) == {
+        "size_kb": 0.5,
+        "max_accuracy_drop": 0.5,
+    }
+    assert one.spent(Limits(latency_ms=1.5, memory_kb=200.0)) == {
+        "latency_ms": 2.0,
+        "memory_kb": 0.5,
+    }
+    assert one.spent(Limits(max_accuracy_drop=0.0)) == {"max_accuracy_drop": math.inf}
+    better = weighed("b", drop=-0.1)
+    assert better.spent(Limits(max_accuracy_drop=0.0)) == {"max_accuracy_drop": 0.0}
+    edge = weighed("c", drop=1 - 0.95)  # 0.05000000000000004
+    assert edge.spent(Limits(max_accuracy_drop=0.05)) == {"max_accuracy_drop": 1.0}
+
+
+# The front, and the choice
+
+FIGURES = st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 4))
+
+
+@given(st.lists(FIGURES, min_size=1, max_size=12))
+def test_the_front_is_what_nothing_beats(figures):
+    models = [
+        weighed(str(at), accuracy=accuracy / 4, size=size, latency=float(latency))
+        for at, (accuracy, size, latency) in enumerate(figures)
+    ]
+    kept = {one.name for one in front(models)}
+    for at, (accuracy, size, latency) in enumerate(figures):
+        beaten = any(
+            (a, s, t) != (accuracy, size, latency) and a >= accuracy and s <= size and t <= latency
+            for a, s, t in figures
+        )
+        assert (str(at) in kept) == (not beaten)
+    sizes = [one.cost.size_bytes for one in front(models)]
+    assert sizes == sorted(sizes)
+
+
+def test_the_cheapest_inside_is_chosen_and_the_closest_limit_named():
+    models = [
+        weighed("tiny", size=1024, drop=0.2),
+        weighed("small", size=4096, drop=0.01),
+        weighed("also small", size=4096, latency=0.5),
+        weighed("large", size=9000),
+    ]
+    found = choose(models, Limits(size_kb=8.0, max_accuracy_drop=0.02))
+    assert found.chosen.name == "also small"
+    assert (found.binding, found.used) == ("size_kb", 0.5)
+
+
+def test_where_nothing_fits_the_nearest_miss_and_its_limit_are_named():
+    models = [weighed("slow", latency=3.0, size=1024), weighed("large", latency=1.0, size=5120)]
+    found = choose(models, Limits(size_kb=2.0, latency_ms=2.0))
+    assert found.chosen is None
+    assert (found.nearest.name, found.binding, found.used) == ("slow", "latency_ms", 1.5)
+
+
+def test_the_picture_can_be_read(tmp_path):
+    models = (weighed("small", 0.8, 2048), weighed("large", 0.95, 20_480, latency=2.0))
+    found = Found(rows=100, reference=weighed("reference", 0.96, 40_960), candidates=models)
+    path = tmp_path / "front.png"
+    draw_front(found, Limits(size_kb=8.0, max_accuracy_drop=0.05), "small", path)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape[0] > 400
+    assert (pixels < 200).mean() > 0.01
