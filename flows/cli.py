@@ -67,7 +67,7 @@ def retrain(*, as_json: Json = False) -> None:
 
 @app.command("compare")
 def compare_arms(*, as_json: Json = False) -> None:
-    """Say whether the chain helps on this data, and which part of it.
+    """Say whether the chain helps on this data, and which part.
 
     Trains every arm of section `compare` over several label draws and seeds.
     """
@@ -88,9 +88,10 @@ def compare_arms(*, as_json: Json = False) -> None:
 
 @app.command("fit-budget")
 def fit_to_budget(*, as_json: Json = False) -> None:
-    """Find the cheapest model that a device can hold; 1 where none fits.
+    """Find the cheapest model that a device can hold.
 
-    Tries candidates within section `budget`, and chooses on validation rows.
+    Tries candidates within section `budget`, and chooses on validation rows. Where none fits, the
+    exit code is 1.
     """
     start_own_server(Settings())
     from rich.console import Console
@@ -143,7 +144,7 @@ def methods(
     *,
     as_json: Json = False,
 ) -> None:
-    """List every method that params.yaml can name.
+    """List every method for params.yaml.
 
     For example: stillmark methods, stillmark methods losses.dist
     """
@@ -287,7 +288,7 @@ def history(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say who was champion, when, by whom, why and on which evidence."""
+    """Say who was champion, when, by whom and why."""
     from flows.history import history as found_history
     from flows.history import lines, rechecked
     from tasks.succession import Succession

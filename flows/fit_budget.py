@@ -1,5 +1,6 @@
 """Fit a budget: the cheapest model that a device can hold, chosen on validation rows."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from flows.once import alone, flow_run_id, preflight, wait_for_task_states
 from flows.search import Point, Search, applied, hurried, points, space_of
 from tasks.data import data
 from tasks.distill import distill
-from tasks.errors import CompressionError, ParamsError
+from tasks.errors import CompressionError, ParamsError, TrainingError
 from tasks.evaluate import Evaluation
 from tasks.lineage import origin
 from tasks.lineage.digests import digest_of_value
+from tasks.measure import host
 from tasks.params import Params, load
 from tasks.refs import ModelRef, VersionRef
 from tasks.register import register
+from tasks.rows import Rows
 from tasks.settings import Settings
 from tasks.stage import Run, Stage
 from tasks.tracking import Tracking, payload_of
+from tasks.versioning import PREPARED
 from tasks.weigh import (
     BudgetParams,
     Choice,
@@ -34,6 +38,7 @@ from tasks.weigh import (
     choose,
     draw_front,
     front,
+    labelled_validation,
     weigh,
 )
 
@@ -92,7 +97,8 @@ class Project:
 
     def weigh(self, candidates: dict[str, ModelRef]) -> Found:
         """Measures candidates beside the reference."""
-        section = WeighParams(latency_calls=self.params.evaluate.latency_calls)
+        calls = self.params.evaluate.latency_calls
+        section = WeighParams(latency_calls=calls, host=host())
         report = weigh.run(self.run, section, reference=self.reference, **candidates)
         settings = Settings()
         tracking = Tracking(settings.tracking_uri, settings.home)
@@ -105,12 +111,14 @@ class Attempt:
 
     Attributes:
         edge: The model; None where it was given up.
-        weighed: What was found of it, measured beside the reference alone.
+        weighed: What was found of it, measured beside the reference alone; None of one given up.
+        excess: How far it is beyond the tightest limit; 0 or less is inside.
         reason: Why it was given up.
     """
 
     edge: ModelRef | None = None
     weighed: Weighed | None = None
+    excess: float = math.inf
     reason: str = ""
 
 
@@ -121,13 +129,16 @@ def attempt(name: str, project: Project, params: Params) -> Attempt:
     try:
         if any(getattr(project.limits, limit) is not None for limit in FAR):
             sketch = shrink(meet, hurried(params), project.teachers)["edge"]
-            cost = project.weigh({name: sketch}).candidates[0]
-            if reason := _too_much(cost, project.limits):
-                return Attempt(reason=reason)
+            over = _beyond(project.weigh({name: sketch}).candidates[0], project.limits)
+            if over:
+                worst = max(over, key=lambda limit: over[limit])
+                reason = f"{over[worst]:.2f} times {worst} before any training"
+                return Attempt(excess=over[worst] - 1, reason=reason)
         edge = shrink(meet, params, project.teachers)["edge"]
-    except CompressionError as error:
+    except (CompressionError, ParamsError, TrainingError) as error:
         return Attempt(reason=str(error))
-    return Attempt(edge, project.weigh({name: edge}).candidates[0])
+    weighed = project.weigh({name: edge}).candidates[0]
+    return Attempt(edge, weighed, max(weighed.spent(project.limits).values()) - 1)
 
 
 def walker(run: Run) -> Walker:
@@ -139,13 +150,10 @@ def walker(run: Run) -> Walker:
     return execute
 
 
-def _too_much(found: Weighed, limits: Limits) -> str:
+def _beyond(found: Weighed, limits: Limits) -> dict[str, float]:
+    """Limits that no training can keep, with the share of each that is used."""
     spent = found.spent(limits)
-    over = {name: spent[name] for name, far in FAR.items() if spent.get(name, 0) > far}
-    if not over:
-        return ""
-    worst = max(over, key=lambda name: over[name])
-    return f"{over[worst]:.2f} times {worst} before any training"
+    return {name: spent[name] for name, far in FAR.items() if spent.get(name, 0) > far}
 
 
 @flow(name="fit-budget", validate_parameters=False)
@@ -155,16 +163,17 @@ def fit_budget() -> Fitted:
     params = load(settings.root)
     budget = budget_of(params)
     run = Run(params.project, params.compute, data())
+    labelled_validation(Rows(settings.root / PREPARED))
     meet = walker(run)
     teachers = teach_all(meet, params, pretrained(meet, params))
     reference = meet(distill, params.distill, **teachers)
     project = Project(run, params, budget.limits, teachers, reference)
     edges, given_up = _search(project, settings, budget.trials)
     if not edges:
-        name, reason = next(iter(given_up.items()))
+        nearest = min(given_up, key=lambda name: given_up[name].excess)
         raise CompressionError(
-            f"no candidate can be within the budget; the first, '{name}': {reason}. Raise the "
-            "limit, or widen budget.space"
+            f"none of {len(given_up)} candidates is within the budget; the nearest, '{nearest}': "
+            f"{given_up[nearest].reason}. Raise the limit, or widen budget.space"
         )
     found = project.weigh(edges)
     registered = _register(project, edges, found)
@@ -177,7 +186,7 @@ def fit_budget() -> Fitted:
         limits=budget.limits,
         found=found,
         choice=choice,
-        given_up=given_up,
+        given_up={name: one.reason for name, one in given_up.items()},
         candidates=registered,
         sections=sections,
         versions=versions,
@@ -192,6 +201,7 @@ def budget_of(params: Params) -> BudgetParams:
 
     Raises:
         ParamsError: There is none, or the chain has no student that `distill` makes.
+        CompressionError: The student has no such variant as its space names.
     """
     if params.budget is None:
         raise ParamsError(
@@ -203,43 +213,38 @@ def budget_of(params: Params) -> BudgetParams:
             "params.yaml: a budget is fitted by varying distill.network, but 'mutual' makes the "
             "student; set mutual to null"
         )
+    space = space_of(params)
+    for point in points(space):
+        applied(params, space, point)
     return params.budget
 
 
 def _search(
     project: Project, settings: Settings, trials: int
-) -> tuple[dict[str, ModelRef], dict[str, str]]:
-    """Candidates by name, and why others were given up; what was tried before is taken again."""
+) -> tuple[dict[str, ModelRef], dict[str, Attempt]]:
+    """Candidates by name, and those given up; what was tried before is taken again."""
     params = project.params
     space = space_of(params)
     search = Search.resume(settings, _study(project, space), space, params.compute.seed)
     edges: dict[str, ModelRef] = {}
-    given_up: dict[str, str] = {}
+    given_up: dict[str, Attempt] = {}
 
     def make(point: Point) -> Attempt:
         name = point.name(space)
         found = attempt(name, project, applied(params, space, point))
         if found.edge is None:
-            given_up[name] = found.reason
+            given_up[name] = found
         else:
             edges[name] = found.edge
         return found
 
-    tried = search.tried
-    for point in tried:
+    for point in search.tried:
         make(point)
-    for _ in range(trials - len(tried)):
-        proposed = search.propose()
-        if proposed is None:
-            break
+    while len(edges) < trials and (proposed := search.propose()):
         trial, point = proposed
-        weighed = make(point).weighed
-        search.tell(trial, weighed, _excess(weighed, project.limits))
+        found = make(point)
+        search.tell(trial, found.weighed, found.excess)
     return edges, given_up
-
-
-def _excess(weighed: Weighed | None, limits: Limits) -> float:
-    return 0.0 if weighed is None else max(weighed.spent(limits).values()) - 1
 
 
 def _study(project: Project, space: Space) -> str:
@@ -326,11 +331,7 @@ def fit_once() -> Fitted:
         StillmarkError: Whatever stood in the way, in one line.
     """
     settings = Settings()
-    params = preflight(settings)
-    budget_of(params)
-    space = space_of(params)
-    for point in points(space):
-        applied(params, space, point)
+    budget_of(preflight(settings))
     with alone(settings):
         fitted = fit_budget()
         wait_for_task_states(fitted.flow_run_id)
@@ -372,7 +373,8 @@ def sentence(choice: Choice) -> str:
             f"'{choice.chosen.name}' is the cheapest candidate within the budget; it is closest to "
             f"{choice.binding} ({choice.used:.0%} used)."
         )
+    much = f"{choice.used:.2f} times" if math.isfinite(choice.used) else "more than"
     return (
-        f"No candidate is within the budget. The nearest, '{choice.nearest.name}', takes "
-        f"{choice.used:.2f} times {choice.binding}."
+        f"No candidate is within the budget. The nearest, '{choice.nearest.name}', takes {much} "
+        f"{choice.binding}."
     )

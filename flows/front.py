@@ -1,5 +1,6 @@
 """What a person or a machine is told of a search for a budget."""
 
+import math
 from typing import Any
 
 import yaml
@@ -22,7 +23,7 @@ SHORT = {
 def candidates_table(fitted: Fitted) -> Table:
     """The reference and every trained candidate, fewest bytes first."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("candidate", no_wrap=True)
+    table.add_column("candidate", overflow="fold")
     for name in ("accuracy", "95% interval", "drop", "KiB", "p50 ms", ""):
         table.add_column(name, justify="right", no_wrap=True)
     chosen = fitted.choice.chosen
@@ -62,7 +63,7 @@ def show_fitted(console: Console, fitted: Fitted) -> None:
             "against the reference, the dense float student.",
             "*: no other candidate is as accurate, as small and as fast.",
             f"picture: {fitted.plot}",
-            *(["given up before training:", *given_up] if given_up else []),
+            *(["given up:", *given_up] if given_up else []),
             "",
             f"[bold]{escape(sentence(fitted.choice))}[/bold]",
             *map(escape, after),
@@ -83,12 +84,13 @@ def fitted_as_json(fitted: Fitted) -> dict[str, Any]:
     edge = fitted.evaluation.of("edge") if fitted.evaluation else None
     return {
         "limits": fitted.limits.plain(),
+        "host": fitted.found.host,
         "candidates": rows_of(fitted.found, fitted.limits),
         "given_up": fitted.given_up,
         "chosen": fitted.choice.chosen.name if fitted.choice.chosen else None,
         "nearest": fitted.choice.nearest.name,
         "binding": fitted.choice.binding,
-        "used": fitted.choice.used,
+        "used": fitted.choice.used if math.isfinite(fitted.choice.used) else None,
         "candidate_versions": {name: ref.version for name, ref in fitted.candidates.items()},
         "versions": {role: ref.version for role, ref in fitted.versions.items()},
         "sections": fitted.sections,

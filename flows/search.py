@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tasks.distillation import DistillationParams
+from tasks.errors import CompressionError
 from tasks.factorize import FactorizeParams
 from tasks.factorizers.svd import Svd
 from tasks.params import Params
@@ -25,9 +26,10 @@ from tasks.weigh import Space, Weighed
 
 DATABASE = "search.db"
 DIRECTIONS = ("maximize", "minimize", "minimize")
-EXCESS = "excess"
+EXCESS, LARGEST_EXCESS = "excess", 1e9
 PROPOSALS = 20  # Optuna may propose what was tried; after so many the next untried point is taken
-HALVES = (1.0, 0.75, 0.5)
+SHARES = (1.0, 0.75, 0.5)
+HALF = 0.5
 
 
 class Point(Section):
@@ -68,8 +70,24 @@ def space_of(params: Params) -> Space:
     """The space that the parameters state, or the one that a bare budget stands for."""
     stated = params.budget.space if params.budget else None
     own: Quantizer = params.quantize.method
-    precisions = (own,) if isinstance(own, Float32) else (own, Float32())
-    return stated or Space(widths=HALVES, precisions=precisions)
+    return stated or Space(
+        widths=tuple(share for share in SHARES if _exists(params, share)),
+        keep_ratios=(None, _ratio(params.prune and params.prune.method)),
+        ranks=(None, _ratio(params.factorize.method)) if params.factorize else (None,),
+        precisions=(own,) if isinstance(own, Float32) else (own, Float32()),
+    )
+
+
+def _exists(params: Params, share: float) -> bool:
+    try:
+        scaled(params.distill.network, share)
+    except CompressionError:
+        return False
+    return True
+
+
+def _ratio(method: Section | None) -> float:
+    return getattr(method, "keep_ratio", None) or HALF
 
 
 def points(space: Space) -> Iterator[Point]:
@@ -215,18 +233,18 @@ class Search:
         trial = self._ask()
         return trial, _point(trial)
 
-    def tell(self, trial: Trial, weighed: Weighed | None, excess: float = 0.0) -> None:
+    def tell(self, trial: Trial, weighed: Weighed | None, excess: float) -> None:
         """Ends a trial.
 
         Args:
             trial: What `propose` gave.
-            weighed: What was found; None of a candidate that was given up before it was trained.
+            weighed: What was found; None of a candidate that was given up.
             excess: How far it is beyond the tightest limit; 0 or less is inside.
         """
+        trial.set_user_attr(EXCESS, min(excess, LARGEST_EXCESS))
         if weighed is None:
             self.study.tell(trial, state=TrialState.PRUNED)
             return
-        trial.set_user_attr(EXCESS, excess)
         cost = weighed.cost
         values = (weighed.accuracy.value, float(cost.size_bytes), cost.latency_p50_ms)
         self.study.tell(trial, values)

@@ -41,7 +41,7 @@ def kib(field):
     try:
         with open("/proc/self/status") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith(field))
-    except OSError:
+    except (OSError, StopIteration):
         unit = 1024 if sys.platform == "darwin" else 1
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

@@ -18,7 +18,7 @@ def scaled(network: Network, width: float = 1.0, shallower: int = 0) -> Network:
     Args:
         network: Where to start.
         width: Share of every width (channels, units, values per token, hashed vectors) to keep;
-            the result is a multiple of 8, as kernels like it, and at least 8, but never wider.
+            below 1 the result is a multiple of 8, as kernels like it, at least 8, never wider.
         shallower: Layers to leave out: residual blocks of each stage, or transformer layers, while
             there is more than one; else whole convolutions or linear layers, from the last.
 
@@ -41,6 +41,8 @@ def scaled(network: Network, width: float = 1.0, shallower: int = 0) -> Network:
 def _narrowed(widths: Any, share: float) -> Any:  # noqa: ANN401 - a number or several
     if isinstance(widths, list):
         return [_narrowed(one, share) for one in widths]
+    if share == 1:
+        return widths
     return min(widths, max(1, round(widths * share / MULTIPLE)) * MULTIPLE)
 
 

@@ -106,14 +106,14 @@ class Tracking:
 
     def __init__(self, uri: str, home: Path) -> None:
         self.uri, self.home = uri, home
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
         home.mkdir(parents=True, exist_ok=True)
         # Four processes that make a new SQLite store at once crash; one at a time do not.
         with FileLock(home / "mlflow.lock", timeout=120), clear_errors(uri):
             _refuse_locked(uri)
             self.client = MlflowClient(uri, uri)
             self.client.search_experiments(max_results=1)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
 
     @property
     def is_local(self) -> bool:
@@ -262,7 +262,8 @@ class Tracking:
 
     def _folder(self, model_id: str) -> Path:
         try:
-            return self._download(f"models:/{model_id}")
+            # Not models:/…, which asks whichever store this process named last.
+            return self._download(self.client.get_logged_model(model_id).artifact_location)
         except (MlflowException, OSError) as error:
             raise ArtifactError(
                 f"the files of model {model_id} cannot be fetched: {_first_line(error)}"

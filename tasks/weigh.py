@@ -14,7 +14,7 @@ from tasks.errors import DataError
 from tasks.measure import Cost, costs
 from tasks.quantizers import QUANTIZERS, Quantizer
 from tasks.refs import ModelRef
-from tasks.rows import Part
+from tasks.rows import Part, Rows
 from tasks.sections import Section
 from tasks.stage import Work, stage
 from tasks.statistics import Gain, Share, bootstrap, share
@@ -55,7 +55,11 @@ LIMITS = tuple(Limits.model_fields)
 
 
 class Space(Section):
-    """What the search may change of the student, and to what; each a list to choose from.
+    """What the search may change of the student, and to what; each a list of different choices.
+
+    `keep_ratios` and `ranks` change sections `prune` and `factorize`. Where these are null, or
+    prune something else than channels, magnitude and SVD stand in, with the recovery that `distill`
+    states.
 
     Attributes:
         widths: Shares of the student's widths.
@@ -71,14 +75,23 @@ class Space(Section):
     ranks: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (None,)
     precisions: Annotated[tuple[Annotated[Quantizer, QUANTIZERS], ...], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _has_no_choice_twice(self) -> "Space":
+        for name in type(self).model_fields:
+            choices = [str(found) for found in getattr(self, name)]
+            if len(set(choices)) < len(choices):
+                raise ValueError(f"{name} holds a choice twice")
+        return self
+
 
 class BudgetParams(Limits):
     """Section `budget` of params.yaml.
 
     Attributes:
-        space: What the search may choose from; null halves widths and channels, and tries the
-            float file beside what `quantize` says.
-        trials: Candidates that are tried at most.
+        space: What the search may choose from; null tries three quarters and half of the widths,
+            with and without what `prune` and `factorize` say, and the float file beside what
+            `quantize` says.
+        trials: Candidates that are trained at most.
     """
 
     space: Space | None = None
@@ -95,9 +108,11 @@ class WeighParams(Section):
 
     Attributes:
         latency_calls: Timed calls of each, taking turns.
+        host: Whose latencies they are: on another machine they are taken anew.
     """
 
     latency_calls: Annotated[int, Field(ge=1)]
+    host: str
 
 
 class Weighed(BaseModel):
@@ -145,6 +160,7 @@ class Found(BaseModel):
 
     Attributes:
         rows: Labelled validation rows.
+        host: Processor that costs were measured on, with the flags that its kernels use.
         reference: What the candidates are compared to: the dense float student.
         candidates: In the order given.
     """
@@ -152,6 +168,7 @@ class Found(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rows: int
+    host: str
     reference: Weighed
     candidates: tuple[Weighed, ...]
 
@@ -170,12 +187,7 @@ def weigh(
     Raises:
         DataError: There is no labelled validation row to choose on.
     """
-    validation = work.rows.validation
-    if not len(validation):
-        raise DataError(
-            "candidates are chosen on labelled validation rows, and there are none; raise "
-            "prepare.validation_labels_per_class"
-        )
+    validation = labelled_validation(work.rows)
     folders = {"reference": work.files(reference)}
     folders |= {name: work.files(ref) for name, ref in candidates.items()}
     measured = costs(work.rows.modality, folders, validation, params.latency_calls)
@@ -193,9 +205,28 @@ def weigh(
         )
         for name in folders
     ]
-    found = Found(rows=len(validation), reference=weighed[0], candidates=tuple(weighed[1:]))
+    found = Found(
+        rows=len(validation),
+        host=params.host,
+        reference=weighed[0],
+        candidates=tuple(weighed[1:]),
+    )
     (work.folder / REPORT_FILE).write_text(found.model_dump_json(indent=2), encoding="utf-8")
     return {f"{one.name}.validation_accuracy": one.accuracy.value for one in weighed}
+
+
+def labelled_validation(rows: Rows) -> Part:
+    """The rows that candidates are chosen on.
+
+    Raises:
+        DataError: There are none.
+    """
+    if not len(rows.validation):
+        raise DataError(
+            "candidates are chosen on labelled validation rows, and there are none; raise "
+            "prepare.validation_labels_per_class, or prepare.validation_share"
+        )
+    return rows.validation
 
 
 def _said(work: Work, folder: Path, part: Part) -> NDArray[np.int64]:

@@ -105,7 +105,7 @@ def difference(
     if not found <= allowed:
         raise CompressionError(
             f"{path.name} differs from the eager network by {found:.2g}, at most {allowed:.2g} is "
-            "allowed (exporter tolerance)"
+            "allowed (tolerance)"
         )
     return found
 

@@ -1,14 +1,17 @@
 """Calibration: a probability of 90% is right nine times in ten."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.special import logsumexp, softmax
 
 from tasks.gates import Evidence, Gate, Side, Verdict
 from tasks.statistics import CONFIDENCE, sums_again
 
+TEMPERATURES = np.geomspace(0.05, 20, 121)  # a grid: every machine finds the same
+SMALLEST = 1e-12
 UNIT = 2.0**30  # probabilities are counted in whole parts of this size, which add up exactly
 
 
@@ -33,6 +36,35 @@ def gaps(
     columns = ranks * bins // len(confidence)
     found[np.arange(len(confidence)), columns] = np.rint((right - confidence.astype(float)) * UNIT)
     return found
+
+
+def tempered(probabilities: NDArray[np.float32], labels: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Probabilities p^(1/T), normalised (temperature scaling, Guo et al. 2017, arXiv:1706.04599).
+
+    Each half of the rows (every other one) is scaled by the temperature that gives the other half
+    the smallest mean of -log p of the true class, so that no row chooses its own.
+
+    Args:
+        probabilities: (N, classes), N at least 2.
+        labels: Number of each row's true class, (N,).
+
+    Returns:
+        (N, classes).
+    """
+    logs = np.log(np.maximum(probabilities.astype(float), SMALLEST))
+    found = np.empty_like(logs)
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        other = slice(1 - (half.start or 0), None, 2)
+        losses = [_loss(logs[other] / one, labels[other]) for one in TEMPERATURES]
+        scaled = logs[half] / TEMPERATURES[int(np.argmin(losses))]
+        found[half] = softmax(scaled, axis=1)
+    return found
+
+
+def _loss(logits: NDArray[np.float64], labels: NDArray[np.intp]) -> float:
+    right = logits[np.arange(len(labels)), labels]
+    total: NDArray[np.float64] = np.asarray(logsumexp(logits, axis=1))
+    return float((total - right).mean())
 
 
 def calibration_error(sums: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
@@ -64,12 +96,15 @@ class Calibration(Gate):
         bins: Bins of equal mass.
         largest: Largest calibration error, as measured on the test rows; None: any.
         margin: Largest growth against the champion.
+        temperature_scaling: Judges the error that is left after temperature scaling, of both; for
+            models whose probabilities are scaled where they are used.
     """
 
     name: Literal["calibration"] = "calibration"
     bins: Annotated[int, Field(ge=1)] = 15
     largest: Annotated[float, Field(ge=0, le=1)] | None = None
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    temperature_scaling: bool = False
 
     def judge(self, evidence: Evidence) -> Verdict:
         """See `Gate.judge`."""
@@ -81,7 +116,8 @@ class Calibration(Gate):
         error = float(calibration_error(columns.sum(axis=0), len(columns)))
         fits = self.largest is None or error <= self.largest
         limit = "" if self.largest is None else f" (asked for: at most {self.largest:.4f})"
-        start, figures = f"calibration error {error:.4f}{limit}", {"ece_challenger": error}
+        what = "calibration error" + " after temperature scaling" * self.temperature_scaling
+        start, figures = f"{what} {error:.4f}{limit}", {"ece_challenger": error}
         if evidence.champion is None or _broken(evidence.champion):
             whose = "first version" if evidence.champion is None else "its probabilities are broken"
             why = f"{start}; there is no champion's error to compare with: {whose}"
@@ -102,7 +138,14 @@ class Calibration(Gate):
         return Verdict(gate=self.name, passed=passed, sentence=why, figures=figures)
 
     def _gaps(self, evidence: Evidence, side: Side) -> NDArray[np.float64]:
-        return gaps(side.probabilities.max(axis=1), evidence.right(side), self.bins)
+        probabilities: NDArray[Any] = side.probabilities
+        if self.temperature_scaling and len(evidence.rows) > 1:
+            names = np.asarray(evidence.classes)
+            order = np.argsort(names)
+            labels = order[np.searchsorted(names, evidence.labels, sorter=order)]
+            probabilities = tempered(side.probabilities, labels)
+        confidence = probabilities.max(axis=1).astype(np.float32)
+        return gaps(confidence, evidence.right(side), self.bins)
 
     def _interval(
         self, first: NDArray[np.float64], second: NDArray[np.float64]

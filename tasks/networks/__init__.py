@@ -284,6 +284,8 @@ def _convolutions(layer: nn.Conv1d | nn.Conv2d, between: list[int]) -> list[nn.M
 def _match_attributes(module: nn.Module, shape: tuple[int, ...]) -> None:
     match module:
         case nn.Conv1d() | nn.Conv2d():
+            if 1 < module.groups == module.out_channels:  # one channel a group, however many
+                module.groups = shape[0]
             module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
         case nn.Linear():
             module.out_features, module.in_features = shape

@@ -1,5 +1,6 @@
 """Pruning of whole residual blocks."""
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -90,8 +91,8 @@ class Depth(Pruner):
                 yield Cut((block,), 1, 0), copy
 
     def _between(self, cut: Cut, share: float) -> Cut:
-        # No geometric progression leads to 0.
-        return replace(cut, kept=cut.width - round((cut.width - cut.kept) * share))
+        # No geometric progression leads to 0; the first step has to remove something.
+        return replace(cut, kept=cut.width - math.ceil((cut.width - cut.kept) * share))
 
     def _count(self, network: Classifier, blocks: list[str], evidence: Evidence) -> int:
         copy, shares = deepcopy(network), [1.0]

@@ -20,6 +20,7 @@ from tasks.errors import StillmarkError
 COMMANDS = {
     "retrain": "Run the whole chain",
     "compare": "Say whether the chain helps",
+    "fit-budget": "Find the cheapest model",
     "check": "Validate everything",
     "methods": "List every method",
     "predict": "Label raw files",
@@ -27,7 +28,6 @@ COMMANDS = {
     "rollback": "Make an earlier version champion again",
     "approve": "Promote what waits for a person's approval",
     "reject": "Turn down what waits for a person's approval",
-    "fit-budget": "Find the cheapest model",
     "history": "Say who was champion",
     "trace": "Say where a model comes from",
     "verify": "Hash a model and all behind it again",
@@ -35,8 +35,8 @@ COMMANDS = {
     "impact": "Say which models descend from",
     "forget": "Remove rows, retrain",
     "export": "Write a model's lineage",
-    "convert": "Write a model for another runtime",
     "index": "Bring the lineage index up to date",
+    "convert": "Write a model for another runtime",
     "status": "Say what is champion",
     "open": "Serve MLflow's or Prefect's page",
 }
@@ -377,7 +377,6 @@ def test_methods_lists_what_params_yaml_can_name(capsys):
     files = (path for path in Path(tasks.__file__).parent.glob("*/[a-z]*.py"))
     drawers = {path.parent.name for path in files} - {
         "lineage",
-        "exporters",
         "runtimes",
         "documents",
     }

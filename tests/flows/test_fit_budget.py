@@ -69,7 +69,7 @@ def test_what_no_training_can_mend_is_not_trained(project, capsys):
     assert main(["fit-budget"]) == 2
     caught = capsys.readouterr()
     (line,) = [line for line in caught.err.splitlines() if line.startswith("stillmark: ")]
-    assert "no candidate can be within the budget; the first, 'w1 k0.5 static_int8'" in line
+    assert "none of 2 candidates is within the budget; the nearest, 'w1 k0.5 static_int8'" in line
     assert "times size_kb before any training" in line
     runs = store(outside).last_runs("digits", 100)
     refs = [run.data.tags.get("stillmark.ref") for run in runs]

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -6,8 +7,10 @@ import yaml
 
 from flows.search import Point, Search, applied, hurried, points, space_of
 from tasks.errors import CompressionError
+from tasks.factorize import FactorizeParams
 from tasks.factorizers.svd import Svd
 from tasks.measure import Cost
+from tasks.networks.text_transformer import TextTransformer
 from tasks.params import load
 from tasks.pruners.magnitude import Magnitude
 from tasks.quantizers.float32 import Float32
@@ -23,7 +26,7 @@ from flows.search import Search
 from tasks.settings import Settings
 from tests.flows.test_search import SPACE
 search = Search.resume(Settings(), "a study", SPACE, seed=0)
-search.tell(search.propose()[0], None)
+search.tell(search.propose()[0], None, 0.1)
 search.propose()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -70,6 +73,23 @@ def test_a_bare_budget_tries_halves_and_the_float_file(params):
     space = space_of(params)
     assert space.widths == (1.0, 0.75, 0.5)
     assert [method.plain()["name"] for method in space.precisions] == ["static_int8", "float32"]
+
+
+def test_a_bare_budget_keeps_what_the_chain_says_of_pruning_and_factors(params):
+    own = params.prune.method.model_copy(update={"keep_ratio": 0.25})
+    update = {
+        "prune": params.prune.model_copy(update={"method": own}),
+        "factorize": FactorizeParams(method=Svd(keep_ratio=0.4)),
+    }
+    space = space_of(params.model_copy(update=update))
+    assert (space.keep_ratios, space.ranks) == ((None, 0.25), (None, 0.4))
+
+
+def test_a_bare_budget_leaves_out_widths_that_the_student_cannot_have(params):
+    student = TextTransformer(width=48, heads=6)
+    distill = params.distill.model_copy(update={"network": student})
+    space = space_of(params.model_copy(update={"distill": distill}))
+    assert space.widths == (1.0, 0.5)
 
 
 def test_a_point_changes_what_it_names_and_nothing_else(params):
@@ -140,14 +160,14 @@ def goes_on(found):
     left = []
     while proposed := found.propose():
         left.append(proposed[1])
-        found.tell(proposed[0], None)
+        found.tell(proposed[0], None, math.inf)
     assert len(left) == len(list(points(SPACE))) - 1
     assert ended not in left
 
 
 def test_a_search_that_was_left_open_goes_on(search):
     first = search()
-    first.tell(first.propose()[0], None)
+    first.tell(first.propose()[0], None, 0.1)
     first.propose()
     goes_on(search())
 

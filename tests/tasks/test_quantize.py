@@ -93,6 +93,7 @@ def test_without_finetuning_the_file_is_the_methods_and_its_figures_are_measured
     found = metrics_of(bench, ref)
     assert set(found) == {
         "agreement_with_float",
+        "export_difference",
         "size_ratio",
         "fused_difference",
         "fused_agreement",

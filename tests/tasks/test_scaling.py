@@ -20,6 +20,10 @@ def test_widths_keep_their_share_in_multiples_of_eight():
     assert scaled(NGrams(width=32, buckets=4096), 0.5) == NGrams(width=16, buckets=2048)
 
 
+def test_the_whole_width_is_the_network_itself():
+    assert scaled(ConvNet(widths=(10, 20, 36))) == ConvNet(widths=(10, 20, 36))
+
+
 @given(
     widths=st.lists(st.integers(1, 300), min_size=1, max_size=4),
     share=st.floats(0.01, 1),

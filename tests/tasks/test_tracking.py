@@ -149,6 +149,16 @@ def test_another_programs_database_is_one_line(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_one_store_is_read_while_another_is_open(bench, toy, tmp_path, monkeypatch):
+    ref = toy.make(bench)
+    Tracking(f"sqlite:///{tmp_path / 'other.db'}", tmp_path)
+    assert bench.tracking.fetch(ref).ref == ref
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(SetupError):
+        Tracking("http://127.0.0.1:9", tmp_path)
+    assert bench.tracking.fetch(ref).ref == ref
+
+
 def test_a_server_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(SetupError, match=r"http://127.0.0.1:9 does not answer") as caught:

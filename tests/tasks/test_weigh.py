@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tasks.weigh import (
     choose,
     draw_front,
     front,
+    labelled_validation,
     weigh,
 )
 
@@ -43,7 +45,7 @@ def weighed(name, accuracy=0.9, size=10_240, latency=1.0, memory=500.0, drop=0.0
     )
 
 
-QUICK = WeighParams(latency_calls=3)
+QUICK = WeighParams(latency_calls=3, host="this one")
 
 
 # What was measured
@@ -65,12 +67,10 @@ def test_candidates_are_held_against_the_reference_on_the_same_rows(bench, toy):
     assert found.reference.cost.size_bytes == file.stat().st_size
 
 
-def test_without_validation_labels_nothing_is_chosen(bench, toy):
-    model = toy.make(bench)
-    part = type("Rows", (), {"validation": ()})
-    work = type("Work", (), {"rows": part})
+def test_without_validation_labels_nothing_is_chosen():
+    rows = SimpleNamespace(validation=())
     with pytest.raises(DataError, match=r"raise prepare\.validation_labels_per_class"):
-        weigh.function(work, QUICK, reference=model)
+        labelled_validation(rows)
 
 
 # What a budget is
@@ -85,6 +85,10 @@ def test_without_validation_labels_nothing_is_chosen(bench, toy):
         ),
         ({"size_kb": 0}, "'budget.size_kb' is 0"),
         ({"size_kb": 8, "sise": 1}, "unknown parameter 'budget.sise'"),
+        (
+            {"size_kb": 8, "space": {"widths": [1, 1.0], "precisions": [{"name": "float32"}]}},
+            "widths holds a choice twice",
+        ),
         ({"size_kb": 8, "space": {"widths": [0.5], "precisions": [{"name": "int3"}]}}, "int3"),
     ],
 )
@@ -153,7 +157,9 @@ def test_where_nothing_fits_the_nearest_miss_and_its_limit_are_named():
 
 def test_the_picture_can_be_read(tmp_path):
     models = (weighed("small", 0.8, 2048), weighed("large", 0.95, 20_480, latency=2.0))
-    found = Found(rows=100, reference=weighed("reference", 0.96, 40_960), candidates=models)
+    found = Found(
+        rows=100, host="here", reference=weighed("reference", 0.96, 40_960), candidates=models
+    )
     path = tmp_path / "front.png"
     draw_front(found, Limits(size_kb=8.0, max_accuracy_drop=0.05), "small", path)
     with Image.open(path) as picture:

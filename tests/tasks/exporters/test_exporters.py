@@ -53,7 +53,7 @@ def test_int8_is_held_to_the_classes_that_it_names(path):
     assert quantized.checked(eager, rough, path) == 1.0
     with pytest.raises(CompressionError, match=r"on 75\.00% of 4 rows, at least 76\.00%"):
         Either(precision="int8", at_least=0.76).checked(eager, rough, path)
-    with pytest.raises(CompressionError, match="exporter tolerance"):
+    with pytest.raises(CompressionError, match="tolerance"):
         Either().checked(eager, rough, path)
 
 

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from tasks import statistics
 from tasks.errors import ParamsError
 from tasks.gates import GATES
-from tasks.gates.calibration import Calibration, calibration_error, gaps
+from tasks.gates.calibration import Calibration, calibration_error, gaps, tempered
 
 
 def naive(confidence, right, bins):
@@ -180,3 +181,47 @@ def test_params_yaml_asks_for_it_by_name():
     for wrong in ({"bins": 0}, {"largest": 1.5}, {"margin": -0.1}):
         with pytest.raises(ParamsError, match=next(iter(wrong))):
             GATES.parse({"name": "calibration"} | wrong)
+
+
+# After temperature scaling
+
+
+def too_sure(count, temperature, seed=0):
+    """Probabilities that are too sure by a factor, and labels as likely as they should say."""
+    source = np.random.default_rng(seed)
+    logits = source.normal(0, 1.5, (count, 4))
+    true = softmax(logits, axis=1)
+    labels = (true.cumsum(axis=1) > source.random((count, 1))).argmax(axis=1)
+    return softmax(temperature * logits, axis=1).astype(np.float32), true, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_is_found_again(temperature):
+    sure, true, labels = too_sure(8000, temperature)
+    found = tempered(sure, labels)
+    assert found.sum(axis=1) == pytest.approx(1)
+    assert np.abs(found - true).mean() < 0.02
+    assert (found.argmax(1) == sure.argmax(1)).all()
+
+
+def test_no_row_chooses_its_own_temperature():
+    sure, _, labels = too_sure(400, 3.0)
+    wrong = labels.copy()
+    wrong[::2] = (wrong[::2] + 1) % 4
+    before, after = tempered(sure, labels), tempered(sure, wrong)
+    assert (before[::2] == after[::2]).all()
+    assert np.abs(before[1::2] - after[1::2]).max() > 0.1
+
+
+def test_what_is_too_sure_passes_once_it_is_scaled(side, collect):
+    sure, _, labels = too_sure(2000, 4.0)
+    names = np.asarray(["a", "b", "c", "d"])
+    evidence = collect(
+        side(labels=names[sure.argmax(1)], probabilities=sure),
+        labels=names[labels],
+        classes=("a", "b", "c", "d"),
+    )
+    assert not Calibration(largest=0.05).judge(evidence).passed
+    verdict = Calibration(largest=0.05, temperature_scaling=True).judge(evidence)
+    assert verdict.passed
+    assert "calibration error after temperature scaling" in verdict.sentence
