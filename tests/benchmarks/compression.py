@@ -1,4 +1,4 @@
-"""What compression of a trained student costs and gives: the figures on CIFAR-10 in README.md.
+"""What compression of a trained student costs and gives, meant for a CIFAR-10 chain.
 
     python -m tests.benchmarks.compression PROJECT --out tests/benchmarks/results/compression.json
 
