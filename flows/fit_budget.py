@@ -77,6 +77,11 @@ class Fitted:
     flow_run_id: str
 
 
+def _store() -> Tracking:
+    settings = Settings()
+    return Tracking(settings.tracking_uri, settings.home)
+
+
 @dataclass(frozen=True)
 class Project:
     """What all candidates share.
@@ -100,9 +105,7 @@ class Project:
         calls = self.params.evaluate.latency_calls
         section = WeighParams(latency_calls=calls, host=host())
         report = weigh.run(self.run, section, reference=self.reference, **candidates)
-        settings = Settings()
-        tracking = Tracking(settings.tracking_uri, settings.home)
-        return Found.read(payload_of(tracking.fetch(report).folder))
+        return Found.read(payload_of(_store().fetch(report).folder))
 
 
 @dataclass(frozen=True)
@@ -268,8 +271,7 @@ def _study(project: Project, space: Space) -> str:
 
 def _register(project: Project, edges: dict[str, ModelRef], found: Found) -> dict[str, VersionRef]:
     """Makes every candidate a version of `<project>.candidate`; gives them by name."""
-    settings = Settings()
-    tracking = Tracking(settings.tracking_uri, settings.home)
+    tracking = _store()
     versions: dict[str, VersionRef] = {}
     for one in found.candidates:
         figures = {
@@ -297,8 +299,7 @@ def _finish(
     models = walk(walker(project.run), fitted)
     evaluation = models.pop("evaluation")
     versions = register(project.run, models, evaluation)
-    settings = Settings()
-    tracking = Tracking(settings.tracking_uri, settings.home)
+    tracking = _store()
     report = Evaluation.read(payload_of(tracking.fetch(evaluation).folder))
     ours, theirs = ({name: _plain(one, name) for name in SECTIONS} for one in (params, fitted))
     sections = _changes(ours, theirs)

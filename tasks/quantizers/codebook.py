@@ -1,46 +1,27 @@
 """Weights from a small table of values that k-means found."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from tasks.quantizers import Quantizer
-from tasks.weight_tables import SortedValues, quantize_weights
+from tasks.quantizers import TableQuantizer
+from tasks.weight_tables import SortedValues
 
 ROUNDS = 500
 
 
-class Codebook(Quantizer):
+class Codebook(TableQuantizer):
     """Weight sharing by k-means (Han et al. 2016, arXiv:1510.00149, section 3).
 
-    Each large weight is stored as positions of `bits` bits in a table of its layer. What is saved
-    is bytes of the file alone: weights become float when the file is loaded, activations stay
-    float, and a call takes as long and as much memory as before.
-
-    Attributes:
-        bits: Bits of a weight; the table has 2**bits values.
-        per_channel: Every output channel is scaled to a largest weight of 1 first, at the cost of
-            a float for each; the table is still one for the layer.
+    Saves bytes of the file, and neither time nor memory of a call.
     """
 
     name: Literal["codebook"] = "codebook"
-    bits: Annotated[int, Field(ge=2, le=8)] = 4
-    per_channel: bool = True
 
-    def quantize(self, source: Path, target: Path, calibration: NDArray[np.float32]) -> None:
-        """See `Quantizer.quantize`; the rows, which may be none, serve the report alone."""
-        quantize_weights(
-            self.plain(),
-            source,
-            target,
-            calibration,
-            self.bits,
-            k_means,
-            per_channel=self.per_channel,
-        )
+    def table(self, values: SortedValues, count: int) -> NDArray[np.float64]:
+        """See `TableQuantizer.table`."""
+        return k_means(values, count)
 
 
 def k_means(values: SortedValues, count: int) -> NDArray[np.float64]:

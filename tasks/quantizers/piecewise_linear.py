@@ -1,19 +1,17 @@
 """Weights on a grid that is finer in the middle than towards the ends."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from tasks.quantizers import Quantizer
-from tasks.weight_tables import SortedValues, quantize_weights
+from tasks.quantizers import TableQuantizer
+from tasks.weight_tables import SortedValues
 
 BREAKPOINTS = np.arange(1, 200) / 200
 
 
-class PiecewiseLinear(Quantizer):
+class PiecewiseLinear(TableQuantizer):
     """Two-region uniform quantization (Fang et al. 2020, arXiv:2002.00104).
 
     Weights crowd around 0: half of the levels lie evenly within the breakpoint on either side of 0,
@@ -21,30 +19,14 @@ class PiecewiseLinear(Quantizer):
     one with the least squared error. Unlike in the paper, a region takes no bit of its own: `bits`
     is all that a weight takes.
 
-    What is saved is bytes of the file alone: weights become float when the file is loaded,
-    activations stay float, and a call takes as long and as much memory as before.
-
-    Attributes:
-        bits: Bits of a weight.
-        per_channel: Every output channel is scaled to a largest weight of 1 first, at the cost of
-            a float for each; the breakpoint is one share of it for the layer.
+    Saves bytes of the file, and neither time nor memory of a call.
     """
 
     name: Literal["piecewise_linear"] = "piecewise_linear"
-    bits: Annotated[int, Field(ge=2, le=8)] = 4
-    per_channel: bool = True
 
-    def quantize(self, source: Path, target: Path, calibration: NDArray[np.float32]) -> None:
-        """See `Quantizer.quantize`; the rows, which may be none, serve the report alone."""
-        quantize_weights(
-            self.plain(),
-            source,
-            target,
-            calibration,
-            self.bits,
-            two_regions,
-            per_channel=self.per_channel,
-        )
+    def table(self, values: SortedValues, count: int) -> NDArray[np.float64]:
+        """See `TableQuantizer.table`."""
+        return two_regions(values, count)
 
 
 def two_regions(values: SortedValues, count: int) -> NDArray[np.float64]:
