@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.stillmark/dvc
 
-.PHONY: retrain test lint types contracts tests test-slow benchmarks figures data litert-env lock clean
+.PHONY: retrain test lint types contracts tests test-slow soak benchmarks figures data litert-env lock clean
 
 retrain: $(READY)
 	test -d data || $(BIN)/dvc pull --quiet
@@ -32,6 +32,10 @@ tests: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 3600
+
+# 50 scheduled retrainings with growing data and kills; some hours.
+soak: $(READY)
+	$(BIN)/python -m tests.soak --cycles 50 --out tests/benchmarks/results/soak.json
 
 benchmarks: $(READY)
 	$(BIN)/pytest -m benchmark --timeout 3600

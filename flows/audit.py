@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from flows.history import rechecked
 from flows.naming import version_named
+from flows.once import NOTED
 from tasks.catalogue import Catalogue
 from tasks.forget import Forgotten
 from tasks.forget import forget as forget_rows
@@ -66,7 +67,7 @@ class Audit(BaseModel):
         yield from self.evidence
 
 
-@flow(name="trace", validate_parameters=False)
+@flow(name="trace", validate_parameters=False, **NOTED)
 def trace(model: str) -> Lineage:
     """Where does this come from?
 
@@ -81,7 +82,7 @@ def trace(model: str) -> Lineage:
     return found
 
 
-@flow(name="verify", validate_parameters=False)
+@flow(name="verify", validate_parameters=False, **NOTED)
 def verify(model: str | None = None, public_key: str | None = None) -> Audit:
     """Is it still what was recorded?
 
@@ -91,7 +92,7 @@ def verify(model: str | None = None, public_key: str | None = None) -> Audit:
     """
     settings = Settings()
     succession = Succession.of(settings)
-    tracking, versions = succession.tracking, Versions(settings.root, settings.home)
+    tracking, versions = succession.tracking, Versions.of(settings)
     key = None if public_key is None else Path(public_key)
     if model is None:
         reports = verify_all(tracking, versions, succession, key=key)
@@ -106,7 +107,7 @@ def verify(model: str | None = None, public_key: str | None = None) -> Audit:
     return found
 
 
-@flow(name="impact", validate_parameters=False)
+@flow(name="impact", validate_parameters=False, **NOTED)
 def impact(
     row: str | None = None,
     data: str | None = None,
@@ -131,7 +132,7 @@ def impact(
     return found
 
 
-@flow(name="replay", validate_parameters=False)
+@flow(name="replay", validate_parameters=False, **NOTED)
 def replay(
     model: str, scratch: str, stage: str | None = None, tolerance: float = TOLERANCE
 ) -> Replay:
@@ -153,7 +154,7 @@ def replay(
     return found
 
 
-@flow(name="forget", validate_parameters=False)
+@flow(name="forget", validate_parameters=False, **NOTED)
 def forget(rows: list[str]) -> Forgotten:
     """Makes a data version without certain rows, and says what still knows them.
 

@@ -1,5 +1,6 @@
 """The chain as one function, walked in two ways: to run it, and to see what a run would do."""
 
+import logging
 from collections import Counter
 from typing import Protocol, TypeVar
 
@@ -9,15 +10,20 @@ from tasks.evaluate import evaluate
 from tasks.factorize import factorize
 from tasks.mutual import mutual
 from tasks.params import Params
-from tasks.pretrain import pretrain
+from tasks.pretrain import pretrain, previous_encoder
 from tasks.prune import prune
 from tasks.quantize import quantize
 from tasks.refs import ModelRef
+from tasks.rows import Rows
 from tasks.sections import Section
+from tasks.settings import Settings
 from tasks.stage import Run, Stage
 from tasks.supervise import supervise
 from tasks.teach import teach
 from tasks.tracking import Tracking
+from tasks.versioning import PREPARED
+
+log = logging.getLogger("stillmark")
 
 P = TypeVar("P", bound=Section)
 
@@ -28,6 +34,32 @@ class Walker(Protocol):
     def __call__(self, stage: Stage[P], section: P, **inputs: ModelRef) -> ModelRef:
         """Has a stage's result, by whatever means."""
         ...
+
+
+def warmed(meet: Walker, tracking: Tracking, run: Run, params: Params) -> Walker:
+    """The same walker; its pretraining starts from the last encoder, if the parameters say so.
+
+    Says on the log where there is no encoder to start from.
+
+    Args:
+        meet: What is done at each stage.
+        tracking: Where encoders are registered.
+        run: What the stages share; its rows are prepared in the project's folder.
+        params: The parameter tree.
+    """
+    if params.pretrain is None or not params.pretrain.warm_start:
+        return meet
+    schema = Rows(Settings().root / PREPARED).schema
+    previous = previous_encoder(tracking, run, params.pretrain, schema)
+    if previous is None:
+        log.warning("pretraining starts fresh: no registered encoder of other data fits")
+        return meet
+
+    def begin(stage: Stage[P], section: P, **inputs: ModelRef) -> ModelRef:
+        more = {"previous": previous} if stage.name == pretrain.name else {}
+        return meet(stage, section, **inputs, **more)
+
+    return begin
 
 
 def walk(meet: Walker, params: Params) -> dict[str, ModelRef]:
@@ -89,7 +121,12 @@ def plan(tracking: Tracking, run: Run, params: Params) -> dict[str, bool]:
 
     Stages that are met again are named `teach-2` …
     """
-    found: dict[str, bool] = {}
+    return {name: ref is not None for name, ref in planned(tracking, run, params).items()}
+
+
+def planned(tracking: Tracking, run: Run, params: Params) -> dict[str, ModelRef | None]:
+    """What each stage of a run would take as it is, or None where it would run, as `plan`."""
+    found: dict[str, ModelRef | None] = {}
     met: Counter[str] = Counter()
     absent = ModelRef(
         stage="", role="", key="", run_id="", model_id=None, record="absent", content="absent"
@@ -101,8 +138,8 @@ def plan(tracking: Tracking, run: Run, params: Params) -> dict[str, bool]:
             ref = stage.find(tracking, run, section, **inputs)
         met[stage.name] += 1
         name = stage.name if met[stage.name] == 1 else f"{stage.name}-{met[stage.name]}"
-        found[name] = ref is not None
+        found[name] = ref
         return ref or absent
 
-    walk(meet, params)
+    walk(warmed(meet, tracking, run, params), params)
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import convert, lineage_commands
+from flows import convert, lineage_commands, storage_commands, up_commands, watch_commands
 from flows.server import start_own_server
 from tasks.errors import RegistryError, SetupError, StillmarkError
 from tasks.settings import Settings
@@ -39,7 +39,14 @@ PORTS = {Page.MLFLOW: 5000, Page.PREFECT: 4200}
 
 
 @app.command()
-def retrain(*, as_json: Json = False) -> None:
+def retrain(
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the journal.")] = "",
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="MINUTES", help="Wait for another run to end.", min=0)
+    ] = 0.0,
+    as_json: Json = False,
+) -> None:
     """Run the whole chain; reuse what has not changed.
 
     A rejected challenger is a normal outcome: the command ends with 0 and says why.
@@ -49,20 +56,25 @@ def retrain(*, as_json: Json = False) -> None:
 
     from flows.retrain import run_once
     from flows.tables import show
+    from tasks.reasons import BY_HAND, Reason
 
-    outcome = run_once()
+    why = Reason(trigger=BY_HAND.trigger, sentence=reason.strip() or BY_HAND.sentence)
+    outcome = run_once(why, wait_seconds=60 * wait)
     if as_json:
         _print_json(
             {
-                "outcome": outcome.decision.outcome,
-                "reason": outcome.decision.sentence,
+                "outcome": outcome.retraining.outcome,
+                "reason": outcome.retraining.sentence,
+                "why": outcome.retraining.reason.model_dump(),
+                "trained": outcome.retraining.trained,
+                "training_seconds": outcome.retraining.training_seconds,
                 "versions": {role: found.version for role, found in outcome.versions.items()},
                 "evaluation": outcome.evaluation.model_dump(),
                 "data": outcome.run.data.model_dump(),
             }
         )
     else:
-        show(Console(), outcome)
+        show(Console(), outcome.evaluation, outcome.retraining.sentence)
 
 
 @app.command("compare")
@@ -122,7 +134,7 @@ def check(*, as_json: Json = False) -> None:
 
     settings = Settings()
     params = preflight(settings)
-    versions = Versions(settings.root, settings.home)
+    versions = Versions.of(settings)
     tracking = Tracking(settings.tracking_uri, settings.home)
     current = versions.is_current()
     found = {"data": current}
@@ -311,16 +323,19 @@ def history(
         raise typer.Exit(1)
 
 
-for more in (*lineage_commands.COMMANDS, *convert.COMMANDS):
+GIVEN = (lineage_commands, convert, up_commands, watch_commands, storage_commands)
+for more in (command for module in GIVEN for command in module.COMMANDS):
     app.command()(more)
 
 
 @app.command()
 def status(*, as_json: Json = False) -> None:
     """Say what is champion, why, and how runs ended."""
-    from flows.overview import lines, overview
+    from flows.overview import lines, overview, reach
 
-    found = overview(Settings(), _tracking())
+    settings = Settings()
+    settings.writable_home()
+    found = overview(settings, reach(settings))
     if as_json:
         _print_json(found)
     else:
@@ -334,9 +349,18 @@ def open_page(
         int | None, typer.Option(help="Another port than 5000 (mlflow) or 4200 (prefect).")
     ] = None,
 ) -> None:
-    """Serve MLflow's or Prefect's page, until Ctrl-C."""
+    """Serve MLflow's or Prefect's page, until Ctrl-C.
+
+    While `stillmark up` runs, its pages are there already; then it says where.
+    """
+    from flows.services import Running
+
     settings = Settings()
     settings.writable_home()
+    up = Running.of(settings.home)
+    if up is not None:
+        typer.echo(up.mlflow if page is Page.MLFLOW else up.prefect.removesuffix("/api"))
+        return
     number = port or PORTS[page]
     _refuse_taken(number)
     typer.echo(f"http://127.0.0.1:{number}  (Ctrl-C stops it)")

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.arms import Arm, arms
 from flows.chain import P
-from flows.once import alone, flow_run_id, preflight, wait_for_task_states
+from flows.once import NOTED, alone, flow_run_id, preflight, wait_for_task_states
 from tasks.budget import LabelBudget
 from tasks.compare import CONTROL, PLOT_FILE, AssessParams, Comparison, assess, cell
 from tasks.compare import Arm as Measured
@@ -50,7 +50,7 @@ def make(name: str, arm: Arm, run: Run, params: Params) -> ModelRef:  # noqa: AR
     return arm.build(execute, params)
 
 
-@flow(name="compare", validate_parameters=False)
+@flow(name="compare", validate_parameters=False, **NOTED)
 def compare() -> Compared:
     """Compares ways to learn on the project in the working directory."""
     settings = Settings()

@@ -29,7 +29,7 @@ def document(version: VersionRef) -> None:
     """
     settings = Settings()
     succession = Succession.of(settings)
-    versions = Versions(settings.root, settings.home)
+    versions = Versions.of(settings)
     chain = documents.gather(succession.tracking, versions, version, succession.ledger)
     with tempfile.TemporaryDirectory() as scratch:
         for name in documents.formats():

@@ -9,8 +9,8 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.chain import P, Walker, pretrained, shrink, teach_all, walk
-from flows.once import alone, flow_run_id, preflight, wait_for_task_states
+from flows.chain import P, Walker, pretrained, shrink, teach_all, walk, warmed
+from flows.once import NOTED, alone, flow_run_id, preflight, wait_for_task_states
 from flows.search import Point, Search, applied, hurried, points, space_of
 from tasks.data import data
 from tasks.distill import distill
@@ -159,7 +159,7 @@ def _beyond(found: Weighed, limits: Limits) -> dict[str, float]:
     return {name: spent[name] for name, far in FAR.items() if spent.get(name, 0) > far}
 
 
-@flow(name="fit-budget", validate_parameters=False)
+@flow(name="fit-budget", validate_parameters=False, **NOTED)
 def fit_budget() -> Fitted:
     """Searches the cheapest model within section `budget`, on the project in the working folder."""
     settings = Settings()
@@ -167,7 +167,8 @@ def fit_budget() -> Fitted:
     budget = budget_of(params)
     run = Run(params.project, params.compute, data())
     labelled_validation(Rows(settings.root / PREPARED))
-    meet = walker(run)
+    tracking = Tracking(settings.tracking_uri, settings.home)
+    meet = warmed(walker(run), tracking, run, params)
     teachers = teach_all(meet, params, pretrained(meet, params))
     reference = meet(distill, params.distill, **teachers)
     project = Project(run, params, budget.limits, teachers, reference)

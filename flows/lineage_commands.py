@@ -186,7 +186,7 @@ def export(
     settings = Settings()
     succession = Succession.of(settings)
     version = version_named(succession.tracking, model)
-    versions = Versions(settings.root, settings.home)
+    versions = Versions.of(settings)
     chain = documents.gather(succession.tracking, versions, version, succession.ledger)
     if out is None:
         typer.echo(documents.render(form, chain).decode(), nl=False)

@@ -19,6 +19,7 @@ from tasks.pruners import PRUNERS
 from tasks.quantizers import QUANTIZERS
 from tasks.sections import Section, hint
 from tasks.teachers import TEACHERS
+from tasks.triggers import TRIGGERS
 
 ATTRIBUTES = "Attributes:"
 
@@ -36,6 +37,7 @@ DRAWERS: tuple[Drawer[Any], ...] = (
     QUANTIZERS,
     EXPORTERS,
     GATES,
+    TRIGGERS,
 )
 
 

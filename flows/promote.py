@@ -7,7 +7,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from flows.documents import document
 from flows.naming import refuse_unknown
-from flows.once import in_process, preflight, wait_for_task_states
+from flows.once import NOTED, in_process, preflight, wait_for_task_states
 from tasks.entries import Entry
 from tasks.errors import StillmarkError
 from tasks.ledger import Request
@@ -59,7 +59,7 @@ def show_verdicts(decision: Decision) -> None:
         create_link_artifact(page, link_text=text, key="version")
 
 
-@flow(name="promote", validate_parameters=False)
+@flow(name="promote", validate_parameters=False, **NOTED)
 def promote(
     model: str, version: int | None = None, *, again: str | None = None, dry_run: bool = False
 ) -> Decision:
@@ -75,7 +75,7 @@ def promote(
     settings = Settings()
     params = load(settings.root)
     challenger = find_version(Tracking(settings.tracking_uri, settings.home), model, version)
-    data = Versions(settings.root, settings.home).current()
+    data = Versions.of(settings).current()
     run = Run(params.project, params.compute, data)
     decision = judge_and_promote(run, params.promote, challenger, again=again, dry_run=dry_run)
     show_verdicts(decision)
@@ -84,7 +84,7 @@ def promote(
     return decision
 
 
-@flow(name="rollback", validate_parameters=False)
+@flow(name="rollback", validate_parameters=False, **NOTED)
 def rollback(model: str, reason: str, to: int | None = None) -> Entry:
     """Makes an earlier version champion again.
 
@@ -100,7 +100,7 @@ def rollback(model: str, reason: str, to: int | None = None) -> Entry:
     return entry
 
 
-@flow(name="settle", validate_parameters=False)
+@flow(name="settle", validate_parameters=False, **NOTED)
 def settle(request: str, reason: str, *, approved: bool) -> Request:
     """Approves or rejects what a promotion asked for.
 

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.compare import Compared, advice
-from flows.retrain import Outcome
 from tasks.compare import Comparison
 from tasks.evaluate import Evaluation
 
@@ -76,9 +75,8 @@ def show_comparison(console: Console, compared: Compared) -> None:
     )
 
 
-def show(console: Console, outcome: Outcome) -> None:
-    """The table, what it means, the decision and where to look further."""
-    evaluation = outcome.evaluation
+def show(console: Console, evaluation: Evaluation, said: str) -> None:
+    """The table, what it means, what came of it and where to look further."""
     console.print(
         Group(
             models_table(evaluation),
@@ -90,7 +88,7 @@ def show(console: Console, outcome: Outcome) -> None:
             f"{evaluation.gain_over_control:+.2%}, p = {evaluation.p_value:.2g})."
             f"{_advice(evaluation)}",
             *_privacy(evaluation),
-            f"[bold]{escape(outcome.decision.sentence)}[/bold]",
+            f"[bold]{escape(said)}[/bold]",
             "",
             "Look at what was made:",
             f"  {command()} open mlflow     models, versions, metrics",

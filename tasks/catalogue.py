@@ -79,7 +79,7 @@ class Catalogue:
             RowSets(folder / ROWS_FOLDER),
             Tracking(settings.tracking_uri, settings.home),
             Ledger(settings.ledger_address),
-            Versions(settings.root, settings.home),
+            Versions.of(settings),
         )
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ from tasks.errors import DataError
 from tasks.estimators import ESTIMATORS, Estimator
 from tasks.losses import LOSSES, Loss
 from tasks.networks import NETWORKS, Network
+from tasks.pictures import picture
 from tasks.refs import ModelRef
 from tasks.rows import Part, Rows
 from tasks.sections import Section
@@ -241,17 +242,13 @@ def _pretraining(tables: dict[str, NDArray[np.float64]]) -> Gain | None:
 
 def draw_plot(found: Comparison, path: Path) -> None:
     """Accuracies with their intervals, the control as a line, as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - slow to import
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(8, 1 + INCHES_PER_ARM * len(found.arms)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for at, arm in enumerate(reversed(found.arms)):
-        interval = arm.accuracy
-        axes.plot([interval.low, interval.high], [at, at], color="C0", linewidth=2)
-        axes.plot(interval.value, at, "o", color="C0")
-    axes.axvline(found.of(CONTROL).accuracy.value, color="0.5", linestyle=":")
-    axes.set_yticks(range(len(found.arms)), [arm.named.name for arm in reversed(found.arms)])
-    axes.set_xlabel(f"accuracy on {found.rows} test rows ({found.repeats} repeats, 95% intervals)")
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    with picture(path, height=1 + INCHES_PER_ARM * len(found.arms)) as axes:
+        for at, arm in enumerate(reversed(found.arms)):
+            interval = arm.accuracy
+            axes.plot([interval.low, interval.high], [at, at], color="C0", linewidth=2)
+            axes.plot(interval.value, at, "o", color="C0")
+        axes.axvline(found.of(CONTROL).accuracy.value, color="0.5", linestyle=":")
+        axes.set_yticks(range(len(found.arms)), [arm.named.name for arm in reversed(found.arms)])
+        axes.set_xlabel(
+            f"accuracy on {found.rows} test rows ({found.repeats} repeats, 95% intervals)"
+        )

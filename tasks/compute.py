@@ -30,12 +30,15 @@ class ComputeParams(Section):
         device: `auto` takes a CUDA device where there is one.
         precision: `auto` computes in bfloat16 where the device multiplies it in hardware (AMX,
             CUDA from compute capability 8.0), else in float32.
+        time_limit_minutes: How long one stage may take; then it is stopped, and its checkpoint
+            kept. No limit by default. It decides no bit, and so is in no stage's key.
     """
 
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0
     threads: Annotated[int, Field(ge=1)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    time_limit_minutes: Annotated[float, Field(gt=0)] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,40 @@
 """SQLite and PostgreSQL for what must not be lost: one writer at a time, errors in one line."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
     IntegrityError,
+    OperationalError,
     SQLAlchemyError,
 )
 from sqlalchemy.pool import NullPool
 
-from tasks.errors import LedgerError
+from tasks.errors import BusyError, LedgerError
 
 BACKENDS = ("sqlite", "postgresql")
 DRIVER = "psycopg2"
 LOCK_KEY = 0x5354494C4C  # any number that nobody else asks this PostgreSQL server for
+
+# A server that no longer hears of a machine frees its locks after about a minute.
+KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+SLICE_SECONDS = 1.0  # the driver lets no signal through while it waits
+NAME_SESSION = text("SELECT set_config('application_name', :name, false)")
+HOLDER = text(
+    "SELECT a.application_name, a.client_addr FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+    " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+    " AND (l.classid::bigint << 32 | l.objid::bigint) = :key"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+LONGEST_NAME = 63
 
 BUSY = "another process has held it for {patience:g} s: let that one finish, or end it"
 # Words of a driver's message, and what to do where they stand in it.
@@ -108,6 +122,33 @@ class Database:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
             yield connection
 
+    @contextmanager
+    def reserved(
+        self, key: int, name: str, holder: str, wait_seconds: float = 0.0
+    ) -> Iterator[None]:
+        """Holds a lock of PostgreSQL's own for the block; it ends with this connection.
+
+        Args:
+            key: Its number, below 2**63.
+            name: What is locked, for people.
+            holder: Who holds it, for whoever has to wait; 63 characters of it are kept.
+            wait_seconds: How long to wait.
+
+        Raises:
+            BusyError: Another one holds it; says who.
+            LedgerError: The database does not answer.
+        """
+        until = time.monotonic() + wait_seconds
+        with ExitStack() as stack:
+            with self._clear_errors():
+                connection = stack.enter_context(self._own_engine().connect())
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                connection.detach()  # held for hours: nobody is to wait for it in the pool
+                named = {"name": holder[:LONGEST_NAME]}
+                connection.execute(NAME_SESSION, named)
+                _wait_for(connection, key, name, until)
+            yield
+
     def _open(self, url: URL) -> Engine:
         if url.get_backend_name() == "sqlite":
             wait = {"timeout": self._patience}
@@ -116,7 +157,11 @@ class Database:
             return engine
         try:
             return create_engine(
-                url, pool_size=1, pool_pre_ping=True, isolation_level="READ COMMITTED"
+                url,
+                pool_size=1,
+                pool_pre_ping=True,
+                isolation_level="READ COMMITTED",
+                connect_args=KEEPALIVE,
             )
         except ImportError as error:
             raise LedgerError(
@@ -150,6 +195,29 @@ class Database:
             f"the ledger at {self.address} cannot be used ({said}): "
             f"{cure.format(patience=self._patience)}, then run again"
         )
+
+
+def _wait_for(connection: Connection, key: int, name: str, until: float) -> None:
+    """Waits for an advisory lock, in slices."""
+    wanted = {"key": key}
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), wanted).scalar():
+        left = until - time.monotonic()
+        if left <= 0:
+            found = connection.execute(HOLDER, wanted).first()
+            place = f", at {found[1]}" if found and found[1] else ""
+            who = f" ({found[0]}{place})" if found else ""
+            raise BusyError(
+                f"another machine of the team retrains '{name}'; wait until it has ended{who}"
+            )
+        slice_ms = max(1, round(1000 * min(left, SLICE_SECONDS)))
+        connection.exec_driver_sql(f"SET lock_timeout = {slice_ms}")
+        try:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), wanted)
+        except OperationalError as error:
+            if "lock timeout" not in str(error):
+                raise
+        else:
+            return
 
 
 def _parse(url: str) -> URL:

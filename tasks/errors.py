@@ -4,7 +4,9 @@
     ├── ParamsError      params.yaml: a name, a type or a value is wrong
     ├── DataError        the raw data or the prepared rows cannot be used
     ├── SetupError       this machine or its services are not as the run needs them
+    │   └── BusyError        another run of the project is going on
     ├── TrainingError    a training loop cannot go on
+    │   └── TimeLimitError   a stage took longer than it may
     ├── CompressionError a network cannot be pruned, quantized or exported as asked
     ├── ArtifactError    stored bytes are missing or are not those recorded
     ├── RegistryError    a model, version or alias is not there, or cannot be written
@@ -31,8 +33,16 @@ class SetupError(StillmarkError):
     """The machine, a folder's permissions, a port or a database stands in the way."""
 
 
+class BusyError(SetupError):
+    """Another run of the same project is going on; this one gave way."""
+
+
 class TrainingError(StillmarkError):
     """A training loop cannot go on (for example the loss is no longer finite)."""
+
+
+class TimeLimitError(TrainingError):
+    """A stage took longer than `compute.time_limit_minutes`."""
 
 
 class CompressionError(StillmarkError):

@@ -1,9 +1,11 @@
 """The one training loop. A stage gives it a network and a step function; it does the rest.
 
 Mixed precision, warm-up and cosine decay, averaged weights, reports, atomic checkpoints. A loop
-that was killed and started again ends with the same bits as one that was not.
+that was killed and started again ends with the same bits as one that was not; a signal waits for
+the end of a step, and leaves a checkpoint.
 """
 
+import logging
 import math
 import os
 import time
@@ -19,9 +21,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tasks.compute import Compute
 from tasks.errors import TrainingError
+from tasks.full_disk import is_full
+from tasks.interruption import held_back
 from tasks.sections import Section
 
 REPORTS = 40
+
+log = logging.getLogger("stillmark")
 
 Step = Callable[[int, torch.Generator], Tensor]
 """Computes the loss of step `at`; draws whatever is random from the generator."""
@@ -207,24 +213,66 @@ def fit(
         loop.restore(torch.load(watch.checkpoint, weights_only=True, map_location="cpu"))
     network.train()
     loop.beside.train()
-    saved = time.monotonic()
-    report_every = max(1, params.steps // REPORTS)
-    while loop.at < params.steps and not loop.stopped:
-        loss = loop.advance(step)
-        reports = loop.at % report_every == 0 or loop.at == params.steps
-        saves = watch.checkpoint and time.monotonic() - saved >= watch.every_seconds
-        if reports or saves or compute.device.type == "cpu":  # elsewhere a look costs a wait
-            _refuse_infinite(float(loss), loop.at)
-        if reports:
-            metrics = _metrics(float(loss), network, score)
-            watch.progress(loop.at, params.steps, metrics)
-            loop.stopped = watch.stop(loop.at, metrics)
-        if watch.checkpoint and saves:
-            save_atomically(loop.state(), watch.checkpoint)
-            saved = time.monotonic()
+    _run(loop, step, watch, score)
     loop.finish()
     network.eval()
     return loop.at
+
+
+def _run(
+    loop: _Loop, step: Step, watch: Watch, score: Callable[[], dict[str, float]] | None
+) -> None:
+    """All steps that are left; signals wait for the end of one."""
+    steps, on_cpu = loop.params.steps, loop.compute.device.type == "cpu"
+    keeper = _Keeper(watch)
+    report_every = max(1, steps // REPORTS)
+    with held_back() as signals:
+        while loop.at < steps and not loop.stopped:
+            loss = loop.advance(step)
+            reports = loop.at % report_every == 0 or loop.at == steps
+            saves = keeper.is_due or signals.pending is not None
+            if reports or saves or on_cpu:  # elsewhere a look costs a wait
+                _refuse_infinite(float(loss), loop.at)
+            if reports:
+                metrics = _metrics(float(loss), loop.network, score)
+                watch.progress(loop.at, steps, metrics)
+                loop.stopped = watch.stop(loop.at, metrics)
+            if saves:
+                keeper.save(loop)
+            if signals.pending is not None:
+                signals.deliver()
+
+
+class _Keeper:
+    """Saves a loop's state from time to time; a full disk costs it the newest one, not the run."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.place, self.every_seconds = watch.checkpoint, watch.every_seconds
+        self.saved, self.warned = time.monotonic(), False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next one."""
+        late = time.monotonic() - self.saved >= self.every_seconds
+        return self.place is not None and late
+
+    def save(self, loop: _Loop) -> None:
+        """Keeps the state, where it is to be kept and there is room."""
+        if self.place is None:
+            return
+        try:
+            save_atomically(loop.state(), self.place)
+        except (OSError, RuntimeError) as error:  # torch hides the one behind the other
+            if not is_full(error):
+                raise
+            if not self.warned:
+                log.warning(
+                    "no space is left for checkpoints in %s: training goes on, and would start "
+                    "again from the last whole one; free some",
+                    self.place.parent,
+                )
+            self.warned = True
+        self.saved = time.monotonic()
 
 
 def _refuse_infinite(loss: float, at: int) -> None:
@@ -244,11 +292,19 @@ def _metrics(
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint so that a reader sees the old one or the new one, never a part."""
+    """Writes a checkpoint so that a reader sees the old one or the new one, never a part.
+
+    Raises:
+        OSError: It cannot be written; the old one is still there, and no part of the new one.
+        RuntimeError: The same, as torch says it while it writes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

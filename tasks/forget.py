@@ -60,7 +60,7 @@ def forget(settings: Settings, rows: Sequence[str]) -> Forgotten:
         SetupError: The registry or DVC does not answer.
         LedgerError: The ledger cannot be read.
     """
-    versions = Versions(settings.root, settings.home)
+    versions = Versions.of(settings)
     sources = _sources(settings.root / PREPARED)
     wanted = [_whole(row, sources) for row in rows]
     files = _files(settings.root, {row: sources[row] for row in wanted if row in sources})

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.collect import GcParams
 from tasks.compare import CompareParams
 from tasks.compute import ComputeParams
 from tasks.consult import ConsultParams
@@ -23,6 +24,7 @@ from tasks.sections import Section, parse, read_tree
 from tasks.settings import PARAMS_FILE
 from tasks.supervise import SuperviseParams
 from tasks.teach import TeachParams
+from tasks.watch import ScheduleParams
 from tasks.weigh import BudgetParams
 
 
@@ -38,6 +40,8 @@ class Params(Section):
         prune: null leaves pruning out.
         factorize: null leaves low-rank factors out.
         budget: What the device can hold, for `stillmark fit-budget`.
+        schedule: What starts a retraining by itself.
+        gc: What `stillmark gc` keeps though nothing leads to it.
     """
 
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -56,6 +60,8 @@ class Params(Section):
     compare: CompareParams = CompareParams()
     promote: PromoteParams
     budget: BudgetParams | None = None
+    schedule: ScheduleParams = ScheduleParams()
+    gc: GcParams = GcParams()
 
 
 def load(root: Path) -> Params:

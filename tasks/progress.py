@@ -1,5 +1,6 @@
 """Live progress of one stage: a bar in the terminal, a progress artifact in Prefect."""
 
+import logging
 import sys
 import time
 from types import TracebackType
@@ -11,8 +12,13 @@ from prefect.context import TaskRunContext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tasks.outbox import Outbox
+
 ARTIFACT_SECONDS = 2.0
 LINE_SECONDS = 5.0
+LAST_SECONDS, HASTY_SECONDS = 5.0, 1.0
+
+log = logging.getLogger("stillmark")
 
 
 class StageProgress:
@@ -38,15 +44,15 @@ class StageProgress:
         )
         self.line = self.bar.add_task(stage, total=None, metrics="")
         self.artifact: UUID | None = None
+        self.page: Outbox[float] | None = None
+        self.warned = False
         self.started = self.sent = self.printed = time.monotonic()
 
     def __enter__(self) -> Self:
         self.bar.start()
         if TaskRunContext.get() is not None:
-            found = create_progress_artifact(
-                0.0, key=f"progress-{self.stage}", description=self.stage
-            )
-            self.artifact = found if isinstance(found, UUID) else None
+            self.page = Outbox(self._show, waits=())
+            self.page.put(0.0)
         return self
 
     def __exit__(
@@ -55,10 +61,13 @@ class StageProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:
+            self._send(100.0)
+        if self.page is not None:
+            self.page.close(LAST_SECONDS if kind is None else HASTY_SECONDS)
         if kind is not None:
             self.bar.stop()
             return
-        self._send(100.0)
         steps = self.bar.tasks[0].total or 1
         shown = "reused" if self.reused else self.bar.tasks[0].fields["metrics"]
         self.bar.update(self.line, total=steps, completed=steps, metrics=shown)
@@ -81,8 +90,22 @@ class StageProgress:
             self._print(f"{at}/{steps}  {shown}  {left:.0f} s left")
 
     def _send(self, percent: float) -> None:
-        if self.artifact is not None:
-            update_progress_artifact(self.artifact, progress=percent)
+        if self.page is not None:
+            self.page.put(percent)
+
+    def _show(self, percent: float) -> None:
+        """On a thread of its own: Prefect may be away, and no stage waits or fails for that."""
+        try:
+            if self.artifact is not None:
+                update_progress_artifact(self.artifact, progress=percent)
+                return
+            key = f"progress-{self.stage}"
+            found = create_progress_artifact(percent, key=key, description=self.stage)
+            self.artifact = found if isinstance(found, UUID) else None
+        except Exception as error:  # noqa: BLE001 - whatever the client raises
+            if not self.warned:
+                log.warning("Prefect's page does not show how %s goes: %s", self.stage, error)
+            self.warned = True
 
     def _print(self, text: str) -> None:
         sys.stderr.write(f"{self.stage:<9} {text}\n")

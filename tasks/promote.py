@@ -113,7 +113,7 @@ class _Case:
 
     @cached_property
     def bench(self) -> Bench:
-        versions = Versions(self.settings.root, self.settings.home)
+        versions = Versions.of(self.settings)
         return Bench(
             self.tracking,
             Rows(self.settings.root / PREPARED),
@@ -232,7 +232,9 @@ class Kept(TypedDict):
 
 def _keep(case: _Case, evidence: Evidence, judgement: Judgement) -> Kept:
     tracking, run = case.tracking, case.run
-    run_id = tracking.start(run.project, "promote", case.challenger.model.key, run.data)
+    run_id = tracking.start(
+        run.project, "promote", case.challenger.model.key, run.data, run.journal
+    )
     with tempfile.TemporaryDirectory() as scratch:
         digest = keep(evidence, judgement, Path(scratch))
         tracking.store_report(run_id, Path(scratch))

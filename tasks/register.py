@@ -8,9 +8,10 @@ from tasks.refs import ModelRef, VersionRef
 from tasks.settings import Settings
 from tasks.stage import Run
 from tasks.tracking import DATA_TAG, EVALUATION_TAG, Tracking, payload_of
+from tasks.transience import RETRIES
 
 
-@task(name="register", cache_policy=NO_CACHE, persist_result=False)
+@task(name="register", cache_policy=NO_CACHE, persist_result=False, **RETRIES)
 def register(run: Run, models: dict[str, ModelRef], evaluation: ModelRef) -> dict[str, VersionRef]:
     """Registers models as `<project>.<role>`; a model that already is a version stays that one.
 

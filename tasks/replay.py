@@ -324,7 +324,7 @@ class _Replay:
         """Runs stages of one commit and data version; adds what they made to what is known."""
         data = members[0].record.data
         _extract(source, root)
-        versions = Versions(self.settings.root, self.settings.home)
+        versions = Versions.of(self.settings)
         versions.restore(data.prepared, root / PREPARED)
         versions.restore(data.raw, root / "data")
         made = {*known, *(one.digest for one in members)}

@@ -4,6 +4,7 @@ A stage is a function of (its section of params.yaml, references). It writes fil
 returns metrics; everything else happens here, once.
 """
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -23,20 +24,27 @@ from tasks.distillation import Answering, NetworkAnswers, StoredAnswers
 from tasks.errors import ArtifactError
 from tasks.exporters import MODEL_FILE
 from tasks.fit import Watch
+from tasks.full_disk import clear_when_full
+from tasks.interruption import name_of
 from tasks.lineage import origin
 from tasks.lineage.digests import digest_of_files, digest_of_value, digests_of_folder
 from tasks.lineage.record import Parent, Record
 from tasks.networks import Classifier, Spec
+from tasks.outbox import Outbox
 from tasks.progress import StageProgress
 from tasks.refs import DataRef, ModelRef
 from tasks.rows import Rows
 from tasks.sections import Section
 from tasks.settings import Settings
-from tasks.tracking import PAYLOAD, Tracking, payload_of, wrap
+from tasks.time_limit import limited
+from tasks.tracking import PAYLOAD, Figures, Tracking, payload_of, wrap
+from tasks.transience import RETRIES
 from tasks.versioning import PREPARED
 
 P = TypeVar("P", bound=Section)
 Q = ParamSpec("Q")
+
+log = logging.getLogger("stillmark")
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,14 @@ class Run:
         compute: Section `compute` of params.yaml.
         data: The version of the data.
         redraw: Shows other labels than the data version does; None takes those.
+        journal: Id of the retraining's own run in MLflow, below which its stages' runs are shown.
     """
 
     project: str
     compute: ComputeParams
     data: DataRef
     redraw: Redraw | None = None
+    journal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ class Stage(Generic[P]):
             task_run_name=self.name,
             cache_policy=NO_CACHE,
             persist_result=False,
+            **RETRIES,
         )(self._run)
 
     def key(self, run: Run, section: P, inputs: dict[str, ModelRef]) -> str:
@@ -175,33 +186,61 @@ class _Execution(Generic[P]):
     def make(self, progress: StageProgress) -> ModelRef:
         """Runs the stage's function; whatever stops it ends the MLflow run with the reason."""
         self.compute.start()
-        run_id = self.tracking.start(self.run.project, self.stage.name, self.key, self.run.data)
+        run_id = self.tracking.start(
+            self.run.project, self.stage.name, self.key, self.run.data, self.run.journal
+        )
+        name, minutes = self.stage.name, self.run.compute.time_limit_minutes
+        full = clear_when_full(f"the result of {name}", self.settings.home)
         try:
-            parameters = {self.stage.name: self.section.plain(), "compute": self.compute.describe()}
-            self.tracking.log_params(run_id, parameters)
-            with tempfile.TemporaryDirectory() as scratch:
-                work = self._work(Path(scratch) / PAYLOAD, run_id, progress)
-                metrics = self.stage.function(work, self.section, **self.inputs)
-                ref = self._store(work, metrics, run_id)
-            model = ref if self.stage.is_model else None
-            self.tracking.log_metrics(run_id, metrics, model=model, data=self.run.data)
+            with limited(minutes, f"stage {name}"), full:
+                ref = self._result(run_id, progress)
+                self.tracking.finish(run_id, ref)
         except BaseException as error:
-            self.tracking.fail(run_id, f"{type(error).__name__}: {error}")
+            self._give_up(run_id, error)
             raise
-        self.tracking.finish(run_id, ref)
         for used in self.checkpoint.parent.glob(f"{self.key}*.pt"):
             used.unlink()
         return ref
 
-    def _work(self, folder: Path, run_id: str, progress: StageProgress) -> Work:
+    def _result(self, run_id: str, progress: StageProgress) -> ModelRef:
+        """Everything but the run's end."""
+        parameters = {self.stage.name: self.section.plain(), "compute": self.compute.describe()}
+        self.tracking.log_params(run_id, parameters)
+        with tempfile.TemporaryDirectory() as scratch:
+            with Outbox(self.tracking.send) as figures:
+                work = self._work(Path(scratch) / PAYLOAD, run_id, progress, figures)
+                metrics = self.stage.function(work, self.section, **self.inputs)
+            ref = self._store(work, metrics, run_id)
+        model = ref if self.stage.is_model else None
+        self.tracking.log_metrics(run_id, metrics, model=model, data=self.run.data)
+        return ref
+
+    def _give_up(self, run_id: str, error: BaseException) -> None:
+        """Ends the MLflow run with the reason; what stopped the stage stays the error."""
+        by_signal = name_of(error)
+        status = "FAILED" if by_signal is None else "KILLED"
+        reason = f"ended by {by_signal}" if by_signal else f"{type(error).__name__}: {error}"
+        try:
+            self.tracking.fail(run_id, reason, status)
+        except Exception as trouble:  # noqa: BLE001 - whatever MLflow or its database raises
+            log.warning(
+                "MLflow cannot be told that %s ended (%s): the next start does",
+                self.stage.name,
+                trouble,
+            )
+
+    def _work(
+        self, folder: Path, run_id: str, progress: StageProgress, figures: Outbox[Figures]
+    ) -> Work:
         def report(at: int, steps: int, metrics: dict[str, float]) -> None:
             progress(at, steps, metrics)
             if metrics:
-                self.tracking.log_metrics(run_id, metrics, step=at)
+                figures.put(Figures.now(run_id, at, metrics))
 
         folder.mkdir()
         rows = _rows(self.settings, self.run)
-        return Work(rows, self.compute, folder, Watch(report, self.checkpoint), self.tracking)
+        watch = Watch(report, self.checkpoint, self.settings.checkpoint_seconds)
+        return Work(rows, self.compute, folder, watch, self.tracking)
 
     def _store(self, work: Work, metrics: dict[str, float], run_id: str) -> ModelRef:
         """Writes the record beside the files and uploads both; nothing counts before that."""

@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PyFuncModel
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.entities import PagedList
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 from pydantic import ValidationError
@@ -47,12 +49,16 @@ from sqlalchemy.exc import OperationalError
 from tasks.errors import ArtifactError, RegistryError, SetupError
 from tasks.lineage.record import FILE_NAME as RECORD_FILE
 from tasks.lineage.record import Record
+from tasks.processes import Process
 from tasks.refs import DataRef, ModelRef, VersionRef
 
 KEY_TAG, REF_TAG = "stillmark.key", "stillmark.ref"
 CONTENT_TAG, RECORD_TAG = "stillmark.content", "stillmark.record"
 EVALUATION_TAG, DATA_TAG = "stillmark.evaluation", "stillmark.data"
 STAGE_TAG, REASON_TAG = "stillmark.stage", "stillmark.reason"
+OUTCOME_TAG, PROCESS_TAG = "stillmark.outcome", "stillmark.process"
+COLLECTED_TAG, BACKFILL_TAG = "stillmark.collected", "stillmark.backfill"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's page shows such runs below their parent
 PAYLOAD = "model"
 DATASET = "prepared"
 PARAMS_PER_CALL = 100
@@ -76,6 +82,28 @@ class Stored:
 
     ref: ModelRef
     folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Figures of a run at one of its steps, with the time at which they were measured.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+        step: Steps done.
+        metrics: By name.
+        time_ms: Milliseconds since 1970.
+    """
+
+    run_id: str
+    step: int
+    metrics: dict[str, float]
+    time_ms: int
+
+    @classmethod
+    def now(cls, run_id: str, step: int, metrics: dict[str, float]) -> "Figures":
+        """Figures that were measured at this moment."""
+        return cls(run_id, step, metrics, _now_ms())
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +134,7 @@ class Tracking:
 
     def __init__(self, uri: str, home: Path) -> None:
         self.uri, self.home = uri, home
+        self._began: dict[str, int] = {}
         home.mkdir(parents=True, exist_ok=True)
         # Four processes that make a new SQLite store at once crash; one at a time do not.
         with FileLock(home / "mlflow.lock", timeout=120), clear_errors(uri):
@@ -129,11 +158,19 @@ class Tracking:
         return self.client.create_experiment(name, artifact_location=place)
 
     def start(
-        self, project: str, stage: str, key: str | None = None, data: DataRef | None = None
+        self,
+        project: str,
+        stage: str,
+        key: str | None = None,
+        data: DataRef | None = None,
+        parent: str | None = None,
     ) -> str:
-        """Opens a run, on a data version where it has one; returns its id."""
+        """Opens a run, on a data version and below another run where it has one; returns its id."""
         tags = {STAGE_TAG: stage, "mlflow.runName": stage} | ({KEY_TAG: key} if key else {})
+        tags |= {PARENT_TAG: parent} if parent else {}
+        tags[PROCESS_TAG] = Process.mine().model_dump_json()
         run = self.client.create_run(self.experiment(project), tags=tags)
+        self._began[run.info.run_id] = run.info.start_time or 0
         if data is not None:
             self._log_data(run.info.run_id, data)
         return run.info.run_id
@@ -163,27 +200,66 @@ class Tracking:
         data: DataRef | None = None,
     ) -> None:
         """Logs figures on a run and, where given, on a model and a data version."""
-        now = int(time.time() * 1000)
+        now = _now_ms()
         about = {"model_id": model.model_id} if model else {}
         if data:
             about |= {"dataset_name": DATASET, "dataset_digest": data.prepared}
         batch = [Metric(name, value, now, step, **about) for name, value in metrics.items()]
         self.client.log_batch(run_id, metrics=batch)
 
-    def fail(self, run_id: str, reason: str) -> None:
-        """Ends a run that did not finish, with the reason."""
+    def send(self, figures: Figures) -> None:
+        """Logs figures of a step, with the time at which they were measured."""
+        batch = [
+            Metric(name, value, figures.time_ms, figures.step)
+            for name, value in figures.metrics.items()
+        ]
+        self.client.log_batch(figures.run_id, metrics=batch)
+
+    def fail(self, run_id: str, reason: str, status: str = "FAILED") -> None:
+        """Ends a run that did not finish, with the reason; `KILLED` where it was ended."""
         self.client.set_tag(run_id, REASON_TAG, reason[:LONGEST_PARAM])
-        self.client.set_terminated(run_id, "FAILED")
+        self._terminate(run_id, status)
+
+    def _terminate(self, run_id: str, status: str) -> None:
+        """Ends a run, never before it began: somebody may have set the clock back meanwhile."""
+        ended = max(_now_ms(), self._began.pop(run_id, 0))
+        self.client.set_terminated(run_id, status, ended)
+
+    def unended(self, project: str) -> list[tuple[Run, Process]]:
+        """Runs of a project that have not ended, and the process that each was begun by.
+
+        Those that do not say so, which Stillmark did not begin, are left out.
+        """
+        experiment = self.client.get_experiment_by_name(project)
+        found: list[tuple[Run, Process]] = []
+        wanted = "attributes.status = 'RUNNING'"
+        ids = [experiment.experiment_id] if experiment else []
+        for run in _all(self.client.search_runs, ids, wanted) if ids else ():
+            with suppress(ValidationError):
+                text = run.data.tags.get(PROCESS_TAG, "")
+                found.append((run, Process.model_validate_json(text)))
+        return found
+
+    def bury(self, run: Run, reason: str) -> None:
+        """Ends a run whose process died, and marks the models that it had begun as failed."""
+        run_id = run.info.run_id
+        wanted = f"source_run_id = '{run_id}'"
+        for model in self.client.search_logged_models([run.info.experiment_id], wanted):
+            if model.status == LoggedModelStatus.PENDING:
+                self.client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        self._began[run_id] = run.info.start_time or 0
+        self.client.set_tag(run_id, OUTCOME_TAG, "killed")
+        self.fail(run_id, reason, "KILLED")
 
     def finish(self, run_id: str, ref: ModelRef) -> None:
         """Ends a run whose results are complete: from here on it is found by its key."""
         tags = {REF_TAG: ref.model_dump_json(), RECORD_TAG: ref.record, CONTENT_TAG: ref.content}
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        self.client.set_terminated(run_id, "FINISHED")
+        self._terminate(run_id, "FINISHED")
 
     def end(self, run_id: str) -> None:
         """Ends a run that is no stage's, and so is never found by a key."""
-        self.client.set_terminated(run_id, "FINISHED")
+        self._terminate(run_id, "FINISHED")
 
     def new_model(self, project: str, run_id: str, role: str, key: str) -> str:
         """Opens a logged model, which stays PENDING until `store_model`; returns its id."""
@@ -197,8 +273,13 @@ class Tracking:
         return model.model_id
 
     def store_model(self, model_id: str, folder: Path) -> None:
-        """Uploads a model's files and its record, and marks it READY."""
-        self.client.log_model_artifacts(model_id, str(folder))
+        """Uploads a model's files and its record, and marks it READY; FAILED if that fails."""
+        try:
+            self.client.log_model_artifacts(model_id, str(folder))
+        except BaseException:
+            with suppress(MlflowException):  # then it stays PENDING, which is never used either
+                self.client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
+            raise
         self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
 
     def store_report(self, run_id: str, folder: Path) -> None:
@@ -491,7 +572,8 @@ class Tracking:
             raise ArtifactError(f"run {run_id} is gone: {_first_line(error)}") from None
         if info.start_time is None or info.end_time is None:
             raise ArtifactError(f"run {run_id} is {info.status}, expected one that has ended")
-        return Made(run_id, _moment(info.start_time), _moment(info.end_time))
+        ended = max(info.start_time, info.end_time)  # written by whoever, by whatever clock
+        return Made(run_id, _moment(info.start_time), _moment(ended))
 
     def maker(self, model_id: str) -> Made:
         """The run that made a model.
@@ -616,14 +698,149 @@ class Tracking:
         except MlflowException as error:
             raise RegistryError(f"{uri} cannot be loaded: {error.message}") from None
 
-    def last_runs(self, project: str, count: int) -> list[Run]:
-        """The newest runs of a project."""
+    def runs(self, project: str) -> Iterator[Run]:
+        """Every run of a project, deleted ones too, oldest first."""
+        experiment = self.client.get_experiment_by_name(project)
+        if experiment is not None:
+            yield from _all(
+                self.client.search_runs,
+                [experiment.experiment_id],
+                run_view_type=ViewType.ALL,
+                order_by=["attributes.start_time ASC"],
+            )
+
+    def models(self, project: str) -> Iterator[LoggedModel]:
+        """Every logged model of a project, those without files too."""
+        experiment = self.client.get_experiment_by_name(project)
+        if experiment is not None:
+            yield from _all(self.client.search_logged_models, [experiment.experiment_id])
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a run or a logged model of that id, in whatever experiment."""
+        ask = self.client.get_logged_model if name.startswith("m-") else self.client.get_run
+        try:
+            ask(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
+    def drop_version(self, name: str, number: int) -> None:
+        """Takes a version out of the registry; its number is never given again.
+
+        Raises:
+            RegistryError: The store refuses it.
+        """
+        with _refused(f"{name} version {number}"):
+            self.client.delete_model_version(name, str(number))
+
+    def untag_evaluation(self, name: str, number: int) -> None:
+        """Lets a version name no evaluation any more.
+
+        Raises:
+            RegistryError: The store refuses it.
+        """
+        with _refused(f"{name} version {number}"):
+            self.client.delete_model_version_tag(name, str(number), EVALUATION_TAG)
+
+    def disown(self, run: Run, places: list[str]) -> None:
+        """Makes a run no result any more, and notes where its files lie, for whoever deletes them.
+
+        Args:
+            run: The run, as it was read.
+            places: Addresses of its files and of its models'.
+
+        Raises:
+            RegistryError: The store refuses it.
+        """
+        run_id = run.info.run_id
+        with _refused(f"run {run_id}"):
+            if run.info.lifecycle_stage == "deleted":
+                self.client.restore_run(run_id)  # MLflow lets nobody change tags of a deleted run
+            self.client.set_tag(run_id, COLLECTED_TAG, json.dumps(places))
+            for name in (REF_TAG, RECORD_TAG, CONTENT_TAG):
+                if name in run.data.tags:
+                    self.client.delete_tag(run_id, name)
+
+    def drop_model(self, model_id: str) -> None:
+        """Deletes a logged model's row, not its files; for good where the store can.
+
+        Raises:
+            RegistryError: The store refuses it.
+        """
+        with _refused(f"model {model_id}"):
+            self.client.delete_logged_model(model_id)
+            self._purge("_hard_delete_logged_model", model_id)
+
+    def drop_run(self, run_id: str) -> None:
+        """Deletes a run's rows, not its files; for good where the store can.
+
+        Raises:
+            RegistryError: The store refuses it.
+        """
+        with _refused(f"run {run_id}"):
+            self.client.delete_run(run_id)
+            self._purge("_hard_delete_run", run_id)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether deleted rows are gone for good; a server's own administrator has to do that."""
+        return hasattr(self.client._tracking_client.store, "_hard_delete_run")  # noqa: SLF001
+
+    def _purge(self, how: str, name: str) -> None:
+        """As `mlflow gc` does it; a server lets nobody but its own administrator do it."""
+        purge = getattr(self.client._tracking_client.store, how, None)  # noqa: SLF001 - no public name
+        if purge is not None:
+            purge(name)
+
+    def size_of(self, place: str) -> int:
+        """Bytes of the files at an address.
+
+        Raises:
+            ArtifactError: They cannot be listed.
+        """
+        folder = local_folder(place)
+        try:
+            if folder is not None:
+                return sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+            return _bytes_in(get_artifact_repository(place))
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"{place} cannot be listed: {_first_line(error)}") from None
+
+    def remove(self, place: str) -> None:
+        """Deletes the files at an address; what is gone already is no mistake.
+
+        Raises:
+            ArtifactError: They cannot be deleted.
+        """
+        folder = local_folder(place)
+        try:
+            if folder is None:
+                get_artifact_repository(place).delete_artifacts()
+            elif folder.exists():
+                shutil.rmtree(folder)
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"{place} cannot be deleted: {_first_line(error)}") from None
+
+    def place_of(self, project: str) -> str | None:
+        """Where a project's artifacts lie, or None of a project that never ran."""
+        experiment = self.client.get_experiment_by_name(project)
+        return None if experiment is None else experiment.artifact_location
+
+    def note(self, run_id: str, tags: dict[str, str]) -> None:
+        """Adds tags to a run."""
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def last_runs(self, project: str, count: int, wanted: str = "") -> list[Run]:
+        """The newest runs of a project, or those of them that MLflow's filter lets pass."""
         experiment = self.client.get_experiment_by_name(project)
         if experiment is None:
             return []
         return list(
             self.client.search_runs(
                 [experiment.experiment_id],
+                wanted,
                 order_by=["attributes.start_time DESC"],
                 max_results=count,
             )
@@ -683,6 +900,30 @@ def payload_of(folder: Path) -> Path:
     return wrapped if wrapped.is_dir() else folder / PAYLOAD
 
 
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Says in one line what the store did not delete."""
+    try:
+        yield
+    except (MlflowException, OperationalError) as error:
+        raise RegistryError(f"{what} cannot be deleted: {_first_line(error)}") from None
+
+
+def local_folder(place: str) -> Path | None:
+    """The folder that an address of artifacts means, or None where it is no folder of this host."""
+    parts = urlsplit(place)
+    if parts.scheme not in {"", "file"}:
+        return None
+    return Path(url2pathname(parts.path))
+
+
+def _bytes_in(repository: ArtifactRepository, path: str | None = None) -> int:
+    return sum(
+        _bytes_in(repository, one.path) if one.is_dir else one.file_size or 0
+        for one in repository.list_artifacts(path)
+    )
+
+
 def _all(search: Callable[..., PagedList[Any]], *words: Any, **options: Any) -> Iterator[Any]:  # noqa: ANN401 - MLflow's
     """What a search of MLflow's finds, page by page."""
     token: str | None = None
@@ -718,6 +959,10 @@ def clear_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, OperationalError, sqlite3.Error, OSError) as error:
         raise SetupError(f"MLflow's store {uri} does not answer: {_first_line(error)}") from error
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _moment(milliseconds: int) -> datetime:

@@ -3,6 +3,7 @@
 Writes go through the command line, which is DVC's stable interface.
 """
 
+import configparser
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,9 +23,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from tasks import commits
 from tasks.errors import DataError, SetupError
 from tasks.lineage.digests import digest_of_file, digest_of_files, digests_of_folder
 from tasks.refs import DataRef
+from tasks.settings import Settings
 
 DATA_FILE, LOCK_FILE = "data.dvc", "dvc.lock"
 STAGE = "prepare"
@@ -32,6 +36,11 @@ LOCK_SECONDS = 300
 OWN_LINE = "stillmark: "
 LISTED = ".dir"
 NAMED = re.compile(r"[0-9a-f]{32}(\.dir)?")
+NOTES = ("*.dvc", LOCK_FILE, f"*/{LOCK_FILE}")
+OUTPUTS = ("data", PREPARED)
+SEEN_FILE = "data-seen"
+TEAM = "stillmark"
+PUSHED_FILE, CONFIG_FOLDER = "pushed", "dvc-config"
 UNREACHED = re.compile(r"connect|timed out|unreachable|resolve", re.IGNORECASE)
 
 
@@ -83,16 +92,60 @@ class Copy:
         return self.found == self.expected
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A data version as git's history knows it.
+
+    Attributes:
+        raw: DVC's digest of `data/` (`<md5>.dir`).
+        commit: The commit that brought it in.
+        date: When that was.
+    """
+
+    raw: str
+    commit: str
+    date: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A remote that the settings name, and no file of the repository.
+
+    Attributes:
+        address: `s3://bucket/folder`, or a folder.
+        endpoint: Address of the S3 service, where it is not Amazon's.
+    """
+
+    address: str
+    endpoint: str | None
+
+    def configure(self, folder: Path) -> None:
+        """Tells DVC of it, in a configuration folder that every repository's own files overrule."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"['remote \"{TEAM}\"']", f"    url = {self.address}"]
+        lines += [f"    endpointurl = {self.endpoint}"] if self.endpoint else []
+        partial = folder / f"config.{os.getpid()}"
+        partial.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        partial.replace(folder / "config")
+
+
 class Versions:
     """The data versions of one project.
 
     Args:
         root: The project's folder.
         home: Where locks and DVC's own notes are kept.
+        remote: What is pushed to and pulled from, in place of the repository's default remote.
     """
 
-    def __init__(self, root: Path, home: Path) -> None:
-        self.root, self.home = root, home
+    def __init__(self, root: Path, home: Path, remote: Remote | None = None) -> None:
+        self.root, self.home, self.remote = root, home, remote
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Versions":
+        """The data versions of the project that the settings name."""
+        remote = settings.dvc_remote and Remote(settings.dvc_remote, settings.dvc_endpoint)
+        return cls(settings.root, settings.home, remote or None)
 
     def check(self) -> None:
         """Finds out, without running anything, whether there is data to prepare.
@@ -107,6 +160,8 @@ class Versions:
                 f"{DATA_FILE} is missing; put your data into data/ and run `dvc add data`"
             )
         data = self.root / "data"
+        if not data.is_dir() and self.remote is not None:
+            self._dvc("pull", "--remote", TEAM, DATA_FILE)
         if not data.is_dir():
             raise DataError(
                 "data/ is missing; run `dvc pull`, or put your data there and `dvc add data`"
@@ -127,7 +182,18 @@ class Versions:
         """
         self.check()
         self._dvc("repro", STAGE)
-        return self.current()
+        found = self.current()
+        if self.remote is not None:
+            self._push(self.remote, found)
+        return found
+
+    def _push(self, remote: Remote, found: DataRef) -> None:
+        """Shares a version with the team, once."""
+        note = self.home / PUSHED_FILE
+        text = f"{remote.address} {remote.endpoint} {found.raw} {found.prepared}\n"
+        if not note.is_file() or note.read_text(encoding="utf-8") != text:
+            self._dvc("push", "--remote", TEAM)
+            note.write_text(text, encoding="utf-8")
 
     def current(self) -> DataRef:
         """The version that `prepared/` holds, by DVC's own digests and by sha256.
@@ -182,6 +248,90 @@ class Versions:
                 return datetime.fromisoformat(committed)
         return datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
+    def named(self) -> set[str]:
+        """Every digest that a file of DVC's names, in the working tree or any commit of git's.
+
+        Raises:
+            SetupError: Git cannot be asked.
+        """
+        contents = [path.read_bytes() for path in self._notes()]
+        contents += commits.all_contents(self.root, NOTES)
+        return {name for content in set(contents) for name in _outs(content)}
+
+    def _notes(self) -> Iterator[Path]:
+        """DVC's own files in the working tree."""
+        for folder, inner, files in os.walk(self.root):
+            inner[:] = [name for name in inner if name[0] != "." and name not in OUTPUTS]
+            yield from (
+                Path(folder, name) for name in files if name == LOCK_FILE or name.endswith(".dvc")
+            )
+
+    def past(self) -> list[Past]:
+        """The data versions that git's history knows from HEAD back, oldest first.
+
+        One that was brought back later is there twice.
+
+        Raises:
+            SetupError: The project is in no git repository.
+        """
+        return [
+            Past(raw, change.commit, change.date)
+            for change in commits.changes(self.root, DATA_FILE)
+            for raw in _outs((change.content or "").encode())
+        ]
+
+    @property
+    def shares_cache(self) -> bool:
+        """Whether the cache lies outside the project, where others may have files in it."""
+        return not self.places.cache.resolve().is_relative_to(self.root.resolve())
+
+    def share(self, folder: Path) -> None:
+        """Makes a folder a repository of its own, outside of git, with this cache and this remote.
+
+        Raises:
+            SetupError: The project is no DVC repository.
+        """
+        notes = folder / ".dvc"
+        notes.mkdir(parents=True, exist_ok=True)
+        local = configparser.RawConfigParser()
+        for name in ("config", "config.local"):
+            if (self.root / ".dvc" / name).is_file():
+                shutil.copy(self.root / ".dvc" / name, notes)
+        local.read(notes / "config.local")
+        # What the file says is relative to where it lies.
+        remote = {f"'remote \"{self.places.remote}\"'": {"url": self.places.address}}
+        told = {"core": {"no_scm": "true"}, "cache": {"dir": str(self.places.cache.absolute())}}
+        for section, values in (told | (remote if self.places.address else {})).items():
+            if not local.has_section(section):
+                local.add_section(section)
+            for name, value in values.items():
+                local.set(section, name, value)
+        with (notes / "config.local").open("w", encoding="utf-8") as stream:
+            local.write(stream)
+
+    def cached(self) -> Iterator[tuple[str, Path]]:
+        """Every file in the cache with its digest; with None's stead, an empty one, what is none.
+
+        DVC's and our own unfinished copies lie there, too.
+        """
+        for path in (self.places.cache / "files" / "md5").glob("*/*"):
+            name = f"{path.parent.name}{path.name}"
+            yield name if path.is_file() and NAMED.fullmatch(name) else "", path
+
+    def uncache(self, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+        """Deletes files of the cache, while no command of DVC's runs here.
+
+        Returns:
+            Those that cannot be deleted, and why.
+        """
+        self.home.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.home / "dvc.lock", timeout=LOCK_SECONDS):
+            for path in paths:
+                try:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                except OSError as error:
+                    yield path, str(error.strerror)
+
     @cached_property
     def places(self) -> Places:
         """The cache and the default remote.
@@ -192,7 +342,7 @@ class Versions:
         self._check_repository()
         lines = self._dvc("config", "--list").stdout.splitlines()
         known = dict(line.split("=", 1) for line in lines if "=" in line)
-        remote = known.get("core.remote")
+        remote = TEAM if self.remote else known.get("core.remote")
         return Places(
             cache=Path(known.get("cache.dir", self.root / ".dvc" / "cache")),
             remote=remote,
@@ -331,7 +481,7 @@ class Versions:
                     shutil.copy(self.root / ".dvc" / name, notes)
             out = {"md5": md5, "hash": "md5", "path": "wanted"}
             (notes.parent / "wanted.dvc").write_text(yaml.safe_dump({"outs": [out]}), "utf-8")
-            here = Versions(notes.parent, self.home)
+            here = Versions(notes.parent, self.home, self.remote)
             try:
                 here._dvc("config", "--local", "core.no_scm", "true")
                 here._dvc("config", "--local", "cache.dir", str(self.places.cache))
@@ -367,11 +517,15 @@ class Versions:
         """Runs one DVC command under the project's own lock: DVC's gives up at once."""
         self.home.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, "PATH": path}
+        if self.remote is not None:
+            self.remote.configure(self.home / CONFIG_FOLDER)
+            environment["DVC_SYSTEM_CONFIG_DIR"] = str(self.home / CONFIG_FOLDER)
         try:
             with FileLock(self.home / "dvc.lock", timeout=LOCK_SECONDS):
                 done = subprocess.run(  # noqa: S603 - our own words only
                     [sys.executable, "-m", "dvc", "--cd", str(self.root), *arguments],
-                    env={**os.environ, "PATH": path},
+                    env=environment,
                     capture_output=True,
                     text=True,
                     check=False,
@@ -384,6 +538,96 @@ class Versions:
             raise DataError(_reason(done))
         return done
 
+    def seen(self) -> str:
+        """What lies in `data/` now, found without reading it where names, sizes and times suffice.
+
+        Returns:
+            DVC's digest where it is the version that data.dvc names, else one of names, sizes and
+            times that starts with `changed-`.
+
+        Raises:
+            DataError: Data was never added, or is not on this machine.
+            SetupError: The project is no DVC repository.
+        """
+        self.check()
+        raw, looks = self.raw(), fingerprint(self.root / "data")
+        note = self.home / SEEN_FILE
+        if note.is_file() and note.read_text("utf-8") == f"{raw} {looks}":
+            return raw
+        found = json.loads(self._dvc("status", DATA_FILE, "--json").stdout or "{}")
+        if "modified" in _states(found, DATA_FILE, "changed outs"):
+            return f"changed-{looks}"
+        replace_text(note, f"{raw} {looks}")
+        return raw
+
+    @property
+    def imported_from(self) -> str | None:
+        """Where `data/` was imported from (`dvc import-url`), or None where it was added."""
+        file = self.root / DATA_FILE
+        deps = (self._yaml(DATA_FILE) or {}).get("deps") if file.is_file() else None
+        return str(deps[0]["path"]) if deps else None
+
+    def refresh(self) -> bool:
+        """Fetches imported data again where its source changed; says whether it did.
+
+        DVC calls an import up to date whatever its source does, and where that is gone, its
+        `update` removes the data: so the source is asked first.
+
+        Raises:
+            DataError: The source is missing or does not answer, or `data/` was changed here.
+        """
+        source = self.imported_from
+        if source is None or not self._source_changed(source):
+            return False
+        if self.seen() != self.raw():
+            raise DataError(
+                f"data/ was imported from {source} and changed here; undo that (`dvc checkout "
+                "data.dvc`), or keep it: remove 'deps' and 'frozen' from data.dvc"
+            )
+        before = self.raw()
+        try:
+            self._dvc("update", DATA_FILE)
+        except DataError:
+            self._dvc("checkout", DATA_FILE)
+            raise
+        return self.raw() != before
+
+    def _source_changed(self, source: str) -> bool:
+        """Whether what data.dvc was imported from is not as it was then."""
+        folder = self.home / "source"
+        self._describe_source(folder)
+        here = Versions(folder, self.home)
+        try:
+            found = json.loads(here._dvc("status", DATA_FILE, "--json").stdout or "{}")
+        except DataError as error:
+            raise DataError(
+                f"{source}, which data/ was imported from, cannot be read: {error}"
+            ) from None
+        states = _states(found, DATA_FILE, "changed deps")
+        if "deleted" in states:
+            raise DataError(
+                f"{source}, which data/ was imported from, is missing; bring it back, or name "
+                "another source: `dvc import-url --force URL data`"
+            )
+        return bool(states)
+
+    def _describe_source(self, folder: Path) -> None:
+        """A repository beside the project's in which the import is not frozen."""
+        notes, own = folder / ".dvc", self.root / ".dvc"
+        notes.mkdir(parents=True, exist_ok=True)
+        shutil.copy(own / "config", notes)
+        local = own / "config.local"
+        text = local.read_text("utf-8") if local.is_file() else ""
+        if "[core]" not in text:
+            text += "[core]\n"
+        replace_text(notes / "config.local", text.replace("[core]", "[core]\n    no_scm = true", 1))
+        described = self._yaml(DATA_FILE)
+        dependency = described["deps"][0]
+        if "://" not in str(dependency["path"]):
+            dependency["path"] = str((self.root / dependency["path"]).resolve())
+        plain = {"deps": [dependency], "outs": described["outs"]}
+        replace_text(folder / DATA_FILE, yaml.safe_dump(plain))
+
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     """The data stage's own lines where it wrote any, else DVC's last error."""
@@ -393,6 +637,32 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
         return "\n".join(own)
     errors = [line for line in lines if line.startswith("ERROR")]
     return f"dvc: {(errors or lines or ['it failed without a word'])[-1]}"
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over names, sizes and times of all files below a folder; none is read."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        facts = path.stat()
+        name = path.relative_to(folder).as_posix()
+        found.update(f"{name}\0{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}\n".encode())
+    return found.hexdigest()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, delete=False
+    ) as stream:
+        stream.write(text)
+    Path(stream.name).replace(path)
+
+
+def _states(status: dict[str, Any], stage: str, what: str) -> set[str]:
+    """States that `dvc status --json` names, for example of `changed outs`."""
+    parts = [part for part in status.get(stage, []) if isinstance(part, dict)]
+    return {state for part in parts for state in part.get(what, {}).values()}
 
 
 def md5_of_file(path: Path) -> str:
@@ -408,6 +678,17 @@ def _md5() -> Any:  # noqa: ANN401 - hashlib has no public name for it
 def place_of(folder: Path, md5: str) -> Path:
     """Where a cache or a remote of DVC 3 keeps a file."""
     return folder / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def _outs(content: bytes) -> set[str]:
+    """Digests of what a file of DVC's says it keeps; none of one that it would not read either."""
+    try:
+        tree = yaml.safe_load(content)
+        stages = [tree, *(tree.get("stages") or {}).values()]
+        found = {str(out.get("md5")) for stage in stages for out in stage.get("outs") or ()}
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        return set()
+    return {name for name in found if NAMED.fullmatch(name)}
 
 
 def _check_name(md5: str) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tasks.answers import asking
 from tasks.errors import DataError
 from tasks.measure import Cost, costs
+from tasks.pictures import Dot, trade_off
 from tasks.quantizers import QUANTIZERS, Quantizer
 from tasks.refs import ModelRef
 from tasks.rows import Part, Rows
@@ -298,37 +299,20 @@ def choose(weighed: Sequence[Weighed], limits: Limits) -> Choice:
 
 
 def draw_front(found: Found, limits: Limits, chosen: str | None, path: Path) -> None:
-    """Accuracy against bytes with intervals, latency as colour, limits as lines, as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - slow to import
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    """The trade-off of all that was weighed, the best of it as a line, limits as lines."""
+    dots = [_dot(one, chosen) for one in (found.reference, *found.candidates)]
+    with trade_off(path, dots, f"{found.rows} validation rows") as axes:
+        best = [_dot(one, None) for one in front(found.candidates)]
+        axes.plot([dot.size_kib for dot in best], [dot.accuracy for dot in best], ":")
+        if limits.size_kb is not None:
+            axes.axvline(limits.size_kb, color="C3", linestyle="--")
+        if limits.max_accuracy_drop is not None:
+            floor = found.reference.accuracy.value - limits.max_accuracy_drop
+            axes.axhline(floor, color="C3", linestyle="--")
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    models = [found.reference, *found.candidates]
-    sizes = [one.cost.size_bytes / KIB for one in models]
-    accuracies = [one.accuracy.value for one in models]
-    reach = [
-        [one.accuracy.value - one.accuracy.low for one in models],
-        [one.accuracy.high - one.accuracy.value for one in models],
-    ]
-    axes.errorbar(sizes, accuracies, yerr=reach, fmt="none", ecolor="0.8", zorder=1)
-    latencies = [one.cost.latency_p50_ms for one in models]
-    dots = axes.scatter(sizes, accuracies, c=latencies, cmap="viridis", zorder=2)
-    figure.colorbar(dots, label="median latency in ms, batch 1, one thread")
-    best = front(found.candidates)
-    axes.plot(
-        [one.cost.size_bytes / KIB for one in best], [one.accuracy.value for one in best], ":"
-    )
-    for one in models:
-        label = f"{one.name} (chosen)" if one.name == chosen else one.name
-        axes.annotate(label, (one.cost.size_bytes / KIB, one.accuracy.value), fontsize=7)
-    if limits.size_kb is not None:
-        axes.axvline(limits.size_kb, color="C3", linestyle="--")
-    if limits.max_accuracy_drop is not None:
-        floor = found.reference.accuracy.value - limits.max_accuracy_drop
-        axes.axhline(floor, color="C3", linestyle="--")
-    axes.set_xscale("log")
-    axes.set_xlabel("model file in KiB")
-    axes.set_ylabel(f"accuracy on {found.rows} validation rows, 95% intervals")
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+def _dot(one: Weighed, chosen: str | None) -> Dot:
+    name = f"{one.name} (chosen)" if one.name == chosen else one.name
+    accuracy, cost = one.accuracy, one.cost
+    size_kib, latency_ms = cost.size_bytes / KIB, cost.latency_p50_ms
+    return Dot(name, size_kib, accuracy.value, accuracy.low, accuracy.high, latency_ms)

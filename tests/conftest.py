@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -35,6 +37,7 @@ class Project:
     """A project folder with a copy of the code, used through processes of its own."""
 
     root: Path
+    patience_seconds: ClassVar[float] = 240
 
     @property
     def uri(self):
@@ -68,7 +71,7 @@ class Project:
                 words, stdout=out, stderr=err, start_new_session=True, **options
             ) as process:
                 try:
-                    code = process.wait(240)
+                    code = process.wait(self.patience_seconds)
                 finally:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
@@ -146,6 +149,32 @@ def prefect_database(everyone):
     return home / "prefect.db"
 
 
+def free_port():
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def settle(project):
+    """Puts a project's folder into git and DVC."""
+    who = ["-c", "user.name=Tests", "-c", "user.email=tests@localhost"]
+    dvc = [sys.executable, "-m", "dvc"]
+    cache = {
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(project.root / ".stillmark" / "dvc"),
+    }
+    for command in (
+        ["git", "init", "-q"],
+        [*dvc, "init", "-q"],
+        [*dvc, "add", "-q", "data"],
+        ["git", "add", "--all"],
+        ["git", *who, "commit", "-qm", "A project"],
+    ):
+        done = project.command(*command, env=project.environment | cache)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory, raw, plain_params, prefect_database):
     """A project as a user has it before the first run: in git and DVC, nothing trained."""
@@ -158,18 +187,7 @@ def fresh(tmp_path_factory, raw, plain_params, prefect_database):
     (root / "params.yaml").write_text(yaml.safe_dump(plain_params, sort_keys=False))
     shutil.copytree(raw, root / "data")
     project = Project(root)
-    who = ["-c", "user.name=Tests", "-c", "user.email=tests@localhost"]
-    dvc = [sys.executable, "-m", "dvc"]
-    cache = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(root / ".stillmark" / "dvc")}
-    for command in (
-        ["git", "init", "-q"],
-        [*dvc, "init", "-q"],
-        [*dvc, "add", "-q", "data"],
-        ["git", "add", "--all"],
-        ["git", *who, "commit", "-qm", "A project"],
-    ):
-        done = project.command(*command, env=project.environment | cache)
-        assert done.returncode == 0, done.stderr
+    settle(project)
     (root / ".stillmark" / "prefect").mkdir(parents=True, exist_ok=True)
     shutil.copy(prefect_database, root / ".stillmark" / "prefect")
     return project

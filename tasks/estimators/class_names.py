@@ -368,7 +368,8 @@ def _company(
         token_pattern=WORD, sublinear_tf=True, max_features=WORDS_WITH_VECTORS
     ).fit(texts)
     vectors = _word_vectors(texts, reader, window, dimensions, seed)
-    rows, named = (_of_length_1(reader.transform(side) @ vectors) for side in (texts, names))
+    weights = [cast("scipy.sparse.csr_matrix", reader.transform(side)) for side in (texts, names)]
+    rows, named = (_of_length_1(side @ vectors) for side in weights)
     # What all texts share says nothing; a name without a known word stays 0.
     middle = rows.mean(axis=0)
     named = np.where(named.any(axis=1, keepdims=True), named - middle, 0)

@@ -248,7 +248,7 @@ def timed(work: Callable[[Any], object], inputs: list[Any]) -> list[float]:
 def asking(folder: Path, chains: int = DATA_VERSIONS) -> list[Finding]:
     """Trace, and impact of a model, a data version and a commit."""
     catalogue, versions = made(folder, chains)
-    draw = random.Random(0)  # noqa: S311 - not for secrets
+    draw = random.Random(0)
     some = [draw.choice(versions) for _ in range(QUESTIONS)]
     data = [data_of(draw.randrange(chains)).prepared for _ in range(QUESTIONS)]
     commits = [

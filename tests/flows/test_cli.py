@@ -37,6 +37,10 @@ COMMANDS = {
     "export": "Write a model's lineage",
     "index": "Bring the lineage index up to date",
     "convert": "Write a model for another runtime",
+    "up": "Run the servers and the schedule",
+    "watch": "Ask every trigger",
+    "gc": "Delete what no alias",
+    "backfill": "Train on past data versions",
     "status": "Say what is champion",
     "open": "Serve MLflow's or Prefect's page",
 }
@@ -368,7 +372,11 @@ def test_status_names_champion_and_reason(trained, capsys):
 
 def test_status_before_the_first_run(project, capsys):
     assert main(["status"]) == 0
-    assert capsys.readouterr().out == "'digits' has no models yet; run `stillmark retrain`\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "no servers run here; `stillmark up` starts them",
+        "watch looks every 5 minutes while `stillmark up` runs: data",
+        "'digits' has no models yet; run `stillmark retrain`",
+    ]
 
 
 def test_methods_lists_what_params_yaml_can_name(capsys):

@@ -58,9 +58,9 @@ def store(project):
 
 
 def stage_runs(project):
-    """The runs of stages; that of the promotion is none."""
+    """The runs of stages; that of the promotion is none, nor the journal's."""
     runs = store(project).last_runs("digits", 999)
-    return [run for run in runs if tags(run)["stillmark.stage"] != "promote"]
+    return [run for run in runs if tags(run)["stillmark.stage"] not in {"promote", "retrain"}]
 
 
 def tags(run):

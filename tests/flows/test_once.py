@@ -1,43 +1,64 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from types import SimpleNamespace
 from uuid import uuid4
 
+import httpx
 import pytest
 from filelock import FileLock
+from prefect import flow
 from prefect.client.schemas.sorting import TaskRunSort
 
 from flows import once
-from flows.once import alone, flow_run_id, preflight, wait_for_task_states
-from tasks.errors import DataError, ParamsError, SetupError
+from flows.once import alone, flow_run_id, in_process, preflight, wait_for_task_states
+from tasks import interruption
+from tasks.errors import BusyError, DataError, ParamsError, SetupError
 from tasks.params import load
+from tasks.processes import Note, Process
+from tasks.recovery import note_of
 from tasks.settings import Settings
+from tasks.tracking import PROCESS_TAG, Tracking
 
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 
 @pytest.fixture
-def settings(tmp_path, inside):
-    """Of a project of which nothing but its folder is needed."""
-    (tmp_path / "params.yaml").touch()
-    inside(tmp_path)
-    found = Settings()
-    found.writable_home()
-    return found
+def place(bench_template, inside):
+    """Makes a folder a project that knows its parameters and an empty store; goes into it."""
+
+    def make(root):
+        root.mkdir(exist_ok=True)
+        for name in ("params.yaml", "mlflow.db"):
+            shutil.copy(bench_template / name, root)
+        inside(root)
+        found = Settings()
+        found.writable_home()
+        return found
+
+    return make
+
+
+@pytest.fixture
+def settings(place, tmp_path):
+    return place(tmp_path)
 
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
     """What `alone` sets for the rest of a process does not outlive a test."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, scratch = signal.getsignal(signal.SIGTERM), tempfile.tempdir
     for name in LOGGERS:
         monkeypatch.setattr(logging.getLogger(name), "filters", [])
     yield
+    interruption.call_off()
     signal.signal(signal.SIGTERM, handler)
+    assert tempfile.tempdir == scratch
 
 
 def is_locked(settings):
@@ -53,9 +74,10 @@ def is_locked(settings):
 def test_one_run_at_a_time(settings):
     with alone(settings):
         assert is_locked(settings)
-        with pytest.raises(SetupError, match="is going on; wait until") as caught, alone(settings):
+        with pytest.raises(BusyError, match="is going on; wait until") as caught, alone(settings):
             pytest.fail("two at once")
         assert str(settings.root) in str(caught.value)
+        assert f"(process {os.getpid()} on " in str(caught.value)
         assert "\n" not in str(caught.value)
         assert is_locked(settings)
     assert not is_locked(settings)
@@ -68,12 +90,8 @@ def test_whatever_ends_a_run_makes_room_for_the_next(settings, error):
     assert not is_locked(settings)
 
 
-def test_another_project_is_another_matter(settings, tmp_path, inside):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "params.yaml").touch()
-    inside(tmp_path / "other")
-    other = Settings()
-    other.writable_home()
+def test_another_project_is_another_matter(settings, tmp_path, place):
+    other = place(tmp_path / "other")
     with alone(settings), alone(other):
         assert is_locked(settings)
         assert is_locked(other)
@@ -147,6 +165,32 @@ def test_preflight_refuses_what_cannot_succeed(untrained, inside):
         preflight(Settings())
 
 
+def test_what_died_before_is_said_in_a_line_each(settings, caplog):
+    tracking = Tracking(settings.tracking_uri, settings.home)
+    run_id = tracking.start("digits", "teach")
+    dead = Process.mine().model_copy(update={"pid": 2**22 + 1})
+    tracking.client.set_tag(run_id, PROCESS_TAG, dead.model_dump_json())
+    with alone(settings):
+        assert tracking.client.get_run(run_id).info.status == "KILLED"
+    assert caplog.messages == [f"teach (MLflow run {run_id}) was cut off: {dead} died"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_while_a_flow_runs_it_is_noted_by_whom(settings, prefect_database, fails):
+    noted = []
+
+    @flow
+    def look():
+        noted.append(Note.read(note_of(settings, flow_run_id())))
+        if fails:
+            raise DataError("no luck")
+
+    with pytest.raises(DataError) if fails else contextlib.nullcontext():
+        in_process(look)
+    assert [note.process for note in noted] == [Process.mine()]
+    assert list((settings.home / "running").iterdir()) == []
+
+
 # Prefect's server hears of task runs a little later
 
 
@@ -183,6 +227,17 @@ def test_it_waits_until_the_last_task_has_ended(server):
         assert one["flow_run_filter"].id.any_ == [wanted]
         # The server names 200 at most; the last ones are to be among them.
         assert one["sort"] == TaskRunSort.EXPECTED_START_TIME_DESC
+
+
+def test_a_server_that_went_away_fails_no_run_that_is_done(monkeypatch, caplog):
+    def away(**_):
+        raise httpx.ConnectError("nobody there")
+
+    client = SimpleNamespace(read_task_runs=away)
+    monkeypatch.setattr(once, "get_client", lambda **_: contextlib.nullcontext(client))
+    wait_for_task_states(str(uuid4()))
+    (line,) = caplog.messages
+    assert line.startswith("Prefect's server went away before it knew how all tasks ended")
 
 
 @pytest.mark.parametrize("answer", [[], [task(None)], [task(True), task(False)]])

@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.chain import plan, walk
 from flows.cli import main
 from tasks.data import data
+from tasks.journal import Journal
 from tasks.lineage import origin
 from tasks.lineage.record import Code
 from tasks.params import load
@@ -46,7 +48,12 @@ def prefect(project, query):
 
 def stages_run(project):
     runs = store(project).last_runs("digits", 99)
-    return sorted(run.data.tags["stillmark.stage"] for run in runs)
+    stages = [run.data.tags["stillmark.stage"] for run in runs]
+    return sorted(stage for stage in stages if stage != "retrain")
+
+
+def journal(project):
+    return Journal(store(project), "digits")
 
 
 def test_the_first_run_is_promoted(finished):
@@ -112,12 +119,30 @@ def test_its_documents_lie_beside_the_champion(finished):
 def test_prefect_shows_progress_and_the_table(finished):
     found = prefect(finished.project, "SELECT key, type, data FROM artifact")
     kinds = {key: kind for key, kind, _ in found}
-    assert kinds == {**{f"progress-{stage}": "progress" for stage in STAGES}, "models": "table"}
+    shown = {"models": "table", "outcome": "markdown", "trade-off": "image"}
+    assert kinds == {f"progress-{stage}": "progress" for stage in STAGES} | shown
     table = next(text for key, _, text in found if key == "models")
     assert all(role in table for role in ROLES[1:])
     for _, kind, value in found:
         if kind == "progress":
             assert float(value) == 100.0
+    picture = next(text for key, _, text in found if key == "trade-off")
+    assert base64.b64decode(picture.partition("base64,")[2]).startswith(b"\x89PNG")
+
+
+def test_the_journal_says_why_and_what_came_of_it(finished):
+    (entry,) = [one for one in journal(finished.project).newest(9) if one.trained]
+    assert entry.sequence == 1
+    assert (entry.reason.trigger, entry.outcome) == ("hand", "promoted")
+    assert entry.trained == len(STAGES)
+    assert 0 < entry.training_seconds < (entry.ended - entry.started).total_seconds()
+    data_ref = finished.outcome["data"]
+    assert (entry.raw, entry.content) == (data_ref["raw"], data_ref["content"])
+    below = store(finished.project).last_runs(
+        "digits", 99, f"tags.`mlflow.parentRunId` = '{entry.run_id}'"
+    )
+    made = sorted([*STAGES, "promote"])
+    assert sorted(run.data.tags["stillmark.stage"] for run in below) == made
 
 
 PLAIN_MLFLOW = """
@@ -153,16 +178,21 @@ def test_the_champion_needs_nothing_but_mlflow(finished, tmp_path):
 
 
 def test_a_second_run_trains_nothing(finished):
-    """By the other door, `python -m flows.retrain`; it adds no MLflow run at all."""
+    """By the other door, `python -m flows.retrain`; it adds its entry in the journal alone."""
     project = finished.project
     before = stages_run(project)
-    done = project.command(sys.executable, "-m", "flows.retrain", "--json")
+    why = ["--reason", "to see that nothing happens"]
+    done = project.command(sys.executable, "-m", "flows.retrain", "--json", *why)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["outcome"] == "unchanged"
     assert outcome["versions"] == finished.outcome["versions"]
     assert outcome["evaluation"] == finished.outcome["evaluation"]
     assert stages_run(project) == before
+    entry = journal(project).newest(1)[0]
+    assert (entry.outcome, entry.trained, entry.training_seconds) == ("unchanged", 0, 0)
+    assert entry.reason.sentence == "to see that nothing happens"
+    assert entry.sections == journal(project).newest(2)[1].sections
     for stage in STAGES:
         assert f"{stage:<9} reused" in done.stderr
     query = "SELECT state_type FROM flow_run UNION SELECT state_type FROM task_run"

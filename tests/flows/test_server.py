@@ -13,12 +13,15 @@ import psutil
 import pytest
 
 from flows.server import reach_api, start_own_server
+from flows.services import Running
 from tasks.errors import SetupError
+from tasks.processes import Process
 from tasks.settings import Settings
 
 WAIT = """
 import os, sys
 from flows.server import reach_api, start_own_server
+from flows.services import Running
 from tasks.settings import Settings
 start_own_server(Settings())
 assert "prefect" not in sys.modules
@@ -98,6 +101,25 @@ def test_another_server_is_taken_where_there_is_one(monkeypatch, inside, untrain
     start_own_server(Settings())
     assert psutil.Process().children() == before
     assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
+
+
+@pytest.mark.parametrize(("alive", "answers"), [(True, True), (False, True), (True, False)])
+def test_the_server_of_up_is_asked_while_it_lives_and_answers(
+    command, monkeypatch, inside, untrained, alive, answers
+):
+    address = command.stdout.readline().strip() if answers else "http://127.0.0.1:9/api"
+    process = Process.mine() if alive else Process.mine().model_copy(update={"started": 1})
+    note = Running(prefect=address, mlflow="http://127.0.0.1:9", process=process)
+    note.write(untrained.root / ".stillmark")
+    started = []
+    monkeypatch.setattr("flows.server._start", lambda *_: started.append(1))
+    monkeypatch.setattr("atexit.register", lambda *_: None)
+    monkeypatch.setenv("PREFECT_API_URL", "")  # so that it is as before afterwards
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.delitem(sys.modules, "prefect", raising=False)
+    start_own_server(Settings(project=untrained.root))
+    assert bool(started) is not (alive and answers)
+    assert (os.environ["PREFECT_API_URL"] == address) is (alive and answers)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/api", "127.0.0.1:9", "file:///etc/hosts"])

@@ -5,14 +5,13 @@ import pytest
 from rich.console import Console
 
 from flows.compare import Compared, advice
-from flows.retrain import Outcome
 from flows.tables import arms_table, models_table, show, show_comparison
 from tasks.compare import Arm, Comparison, Named
 from tasks.evaluate import Evaluation, Measured
 from tasks.membership import Attack, Membership
-from tasks.promote import Decision
-from tasks.refs import ModelRef, VersionRef
 from tasks.statistics import Gain
+
+SAID = "digits.edge version 3 is the champion already"
 
 
 def measured(role, accuracy, size):
@@ -58,15 +57,12 @@ def test_every_model_has_its_line(evaluation):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_outcome_says_what_it_means_and_where_to_look(evaluation, width):
-    ref = ModelRef(stage="", role="", key="", run_id="", model_id=None, record="", content="")
-    version = VersionRef(name="digits.edge", version=3, model=ref)
-    decision = Decision(outcome="unchanged", challenger=version, champion=version, verdicts=())
     stream = io.StringIO()
     console = Console(file=stream, width=width)
-    show(console, Outcome(None, {}, evaluation, decision, ""))
+    show(console, evaluation, SAID)
     text = " ".join(stream.getvalue().split())
     assert "makes 50% of the control's errors (accuracy +5.00%, p = 0.00012)" in text
-    assert "digits.edge version 3 is the champion already" in text
+    assert SAID in text
     assert "500 test rows" in text
     assert "stillmark open mlflow" in text
     assert max(len(line) for line in stream.getvalue().splitlines()) <= width
@@ -76,36 +72,27 @@ def test_a_control_without_errors_is_no_division_by_zero(evaluation):
     perfect = evaluation.model_copy(
         update={"models": (measured("control", 1.0, 1), measured("edge", 1.0, 1))}
     )
-    ref = ModelRef(stage="", role="", key="", run_id="", model_id=None, record="", content="")
-    version = VersionRef(name="digits.edge", version=1, model=ref)
-    decision = Decision(outcome="unchanged", challenger=version, champion=version, verdicts=())
     stream = io.StringIO()
-    show(Console(file=stream), Outcome(None, {}, perfect, decision, ""))
+    show(Console(file=stream), perfect, SAID)
     assert "makes 0 errors, the control none" in " ".join(stream.getvalue().split())
 
 
 def test_what_the_model_gives_away_is_said(evaluation):
-    ref = ModelRef(stage="", role="", key="", run_id="", model_id=None, record="", content="")
-    version = VersionRef(name="digits.edge", version=1, model=ref)
-    decision = Decision(outcome="unchanged", challenger=version, champion=version, verdicts=())
     weak = Attack(auc=0.52, low=0.4, high=0.6, members=80, held_out=90)
     strong = Attack(auc=0.613, low=0.55, high=0.67, members=80, held_out=90)
     control, edge = evaluation.models
     attacked = edge.model_copy(update={"membership": Membership(labelled=weak, pool=strong)})
     found = evaluation.model_copy(update={"models": (control, attacked)})
     stream = io.StringIO()
-    show(Console(file=stream, width=200), Outcome(None, {}, found, decision, ""))
+    show(Console(file=stream, width=200), found, SAID)
     assert "with an AUC of 0.61 (0.55–0.67; 0.5 is guessing)" in stream.getvalue()
 
 
 def test_a_chain_that_does_not_help_is_said_not_to(evaluation):
-    ref = ModelRef(stage="", role="", key="", run_id="", model_id=None, record="", content="")
-    version = VersionRef(name="digits.edge", version=3, model=ref)
-    decision = Decision(outcome="unchanged", challenger=version, champion=version, verdicts=())
     for gain, said in ((0.05, False), (-0.05, True)):
         stream = io.StringIO()
         found = evaluation.model_copy(update={"gain_over_control": gain})
-        show(Console(file=stream, width=200), Outcome(None, {}, found, decision, ""))
+        show(Console(file=stream, width=200), found, SAID)
         assert ("does not help here" in stream.getvalue()) is said
 
 

@@ -66,6 +66,18 @@ def python():
     return run
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", place]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system of its own")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
 @pytest.fixture(scope="session")
 def png():
     """Encodes an array as PNG."""

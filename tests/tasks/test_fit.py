@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +23,8 @@ from tasks.errors import TrainingError
 from tasks.fit import FitParams, Watch, averaged, fit, never, rate_at, save_atomically
 
 # A training run with everything that a checkpoint must hold: batches from the loop's generator,
-# dropout from the global one, running statistics, averaged weights, a momentum. It kills itself
-# with SIGKILL in the step that it is told.
+# dropout from the global one, running statistics, averaged weights, a momentum. It sends itself a
+# signal, SIGKILL by default, in the step that it is told.
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
@@ -35,6 +36,7 @@ from tasks.compute import Compute
 from tasks.fit import FitParams, Watch, fit
 
 kill_at, checkpoint, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+number, every_seconds = (int(word) for word in sys.argv[4:] or (signal.SIGKILL, 0))
 compute = Compute(3, 1, torch.device("cpu"), bf16=False)
 compute.start()
 data = torch.randn(64, 4, generator=compute.generator("data"))
@@ -45,12 +47,12 @@ network = nn.Sequential(
 
 def step(at, generator):
     if at == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
     print(at, flush=True)
     index = torch.randint(64, (16,), generator=generator)
     return functional.cross_entropy(network(data[index]), labels[index])
 
-watch = Watch(checkpoint=checkpoint, every_seconds=0)
+watch = Watch(checkpoint=checkpoint, every_seconds=every_seconds)
 fit(network, step, FitParams(steps=30, learning_rate=0.05, ema_decay=0.9), compute, watch)
 save_file(network.state_dict(), out)
 """
@@ -89,6 +91,54 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path):
     assert (code, steps) == (0, list(range(30))), error
     resumed = (tmp_path / "run.safetensors").read_bytes()
     assert resumed == (tmp_path / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_waits_for_the_end_of_a_step_and_leaves_a_checkpoint(tmp_path, number):
+    """None was due; started again, it ends with the same bits as one that nobody disturbed."""
+    place = tmp_path / "run.pt"
+    whole = start(-1, tmp_path / "whole.pt", tmp_path / "whole.safetensors")
+    code, steps, error = end(start(17, place, tmp_path / "run.safetensors", int(number), 3600))
+    # Python ends with 1 where Ctrl-C comes to a program that was given as text.
+    assert code == (-number if number == signal.SIGTERM else 1), error
+    assert steps == list(range(18))  # the 17th was finished
+    assert torch.load(place, weights_only=True)["at"] == 18
+    code, steps, error = end(start(-1, place, tmp_path / "run.safetensors"))
+    assert (code, steps) == (0, list(range(18, 30))), error
+    assert end(whole)[0] == 0
+    resumed = (tmp_path / "run.safetensors").read_bytes()
+    assert resumed == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(compute, small_disk, caplog):
+    """The last whole one stays, no part of another does, and one line says it."""
+    place = small_disk / "run.pt"
+    whole = {"steps": 20, "ema_decay": 0.8}
+    with pytest.raises(Stop):
+        small_run(compute, place, 5, **whole)
+    kept = place.read_bytes()
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(512))
+    assert small_run(compute, place, **whole) == small_run(compute, **whole)
+    assert place.read_bytes() == kept
+    assert {path.name for path in small_disk.iterdir()} == {"run.pt", "filler"}
+    (line,) = caplog.messages
+    assert line.startswith(f"no space is left for checkpoints in {small_disk}: training goes on")
+    filler.unlink()
+    assert small_run(compute, place, **whole) == small_run(compute, **whole)
+
+
+def test_the_wall_clock_decides_nothing(compute, tmp_path, monkeypatch):
+    def jumps():
+        pytest.fail("somebody asked what time of day it is")
+
+    monkeypatch.setattr("time.time", jumps)
+    monkeypatch.setattr("time.time_ns", jumps)
+    small_run(compute, tmp_path / "run.pt")
 
 
 class Stop(Exception):  # noqa: N818 - not an error

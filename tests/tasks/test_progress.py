@@ -1,4 +1,6 @@
 import io
+import threading
+import time
 from uuid import uuid4
 
 import pytest
@@ -105,3 +107,30 @@ def test_steps_of_zero_are_no_division_by_zero(clock, artifact):
         clock.now += 60
         shown(0, 0, {})
     assert artifact[-1] == 100.0
+
+
+def test_a_page_that_is_away_fails_no_stage_and_is_told_once(clock, artifact, monkeypatch, caplog):
+    def away(*_, **__):
+        raise ConnectionRefusedError("nobody there")
+
+    monkeypatch.setattr(progress, "create_progress_artifact", away)
+    with StageProgress("distill") as shown:
+        for at in range(1, 41):
+            clock.now += 0.5
+            shown(at, 40, {})
+    assert artifact == []
+    (line,) = caplog.messages
+    assert line == "Prefect's page does not show how distill goes: nobody there"
+
+
+def test_no_stage_waits_for_a_page_that_hangs(clock, artifact, monkeypatch):
+    back = threading.Event()
+    monkeypatch.setattr(progress, "create_progress_artifact", lambda *_, **__: back.wait(60))
+    monkeypatch.setattr(progress, "LAST_SECONDS", 0.1)
+    began = time.monotonic()
+    with StageProgress("distill") as shown:
+        for at in range(1, 41):
+            clock.now += 0.5
+            shown(at, 40, {})
+    assert time.monotonic() - began < 10
+    back.set()

@@ -1,20 +1,24 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 
-from tasks import networks
+from tasks import networks, tracking
 from tasks.consult import ConsultParams, consult
-from tasks.errors import ArtifactError, StillmarkError
+from tasks.errors import ArtifactError, SetupError, StillmarkError, TimeLimitError
 from tasks.estimators import answers
 from tasks.estimators.logistic_regression import LogisticRegression
 from tasks.exporters import MODEL_FILE
@@ -27,6 +31,7 @@ from tasks.stage import stage
 from tasks.supervise import supervise
 from tasks.tracking import Tracking, payload_of
 
+LIMIT = {"time_limit_minutes": 0.5 / 60}
 SHORT = FitParams(steps=3, learning_rate=1e-3)
 
 
@@ -193,9 +198,15 @@ def test_a_finished_run_without_a_reference_is_passed_over(bench, toy):
 
 
 @pytest.mark.parametrize(
-    "error", [StillmarkError("no luck"), ValueError("bug"), KeyboardInterrupt()]
+    ("error", "status", "reason"),
+    [
+        (StillmarkError("no luck"), "FAILED", "StillmarkError: no luck"),
+        (ValueError("bug"), "FAILED", "ValueError: bug"),
+        (KeyboardInterrupt(), "KILLED", "ended by SIGINT"),
+        (SystemExit(128 + signal.SIGTERM), "KILLED", "ended by SIGTERM"),
+    ],
 )
-def test_a_failure_ends_the_run_with_its_reason(bench, toy, error):
+def test_a_failure_ends_the_run_with_its_reason(bench, toy, error, status, reason):
     def stumble(work, params):
         (work.folder / "half.bin").write_bytes(b"half")
         raise error
@@ -204,10 +215,91 @@ def test_a_failure_ends_the_run_with_its_reason(bench, toy, error):
     with pytest.raises(type(error)):
         broken._run(bench.run, toy.section(quality="good"))
     (run,) = bench.runs(stage="stumble")
-    assert run.info.status == "FAILED"
-    assert run.data.tags["stillmark.reason"] == f"{type(error).__name__}: {error}"
+    assert run.info.status == status
+    assert run.data.tags["stillmark.reason"] == reason
     assert broken.find(bench.tracking, bench.run, toy.section(quality="good")) is None
     assert bench.tracking.client.search_logged_models([run.info.experiment_id]) == []
+
+
+def test_an_error_is_told_even_if_mlflow_cannot_be(bench, toy, monkeypatch, caplog):
+    def stumble(work, params):
+        monkeypatch.setattr(Tracking, "fail", lambda *_: 1 / 0)
+        raise StillmarkError("no luck")
+
+    with pytest.raises(StillmarkError, match="no luck"):
+        stage("edge")(stumble)._run(bench.run, toy.section(quality="good"))
+    (line,) = caplog.messages
+    assert (
+        line == "MLflow cannot be told that stumble ended (division by zero): the next start does"
+    )
+
+
+def test_a_stage_that_takes_too_long_is_stopped_and_goes_on_where_it_was(bench, toy):
+    """The limit is no part of what the result follows from."""
+    run = replace(bench.run, compute=bench.run.compute.model_copy(update=LIMIT))
+    section = toy.section(quality="good")
+    assert toy.stage.key(run, section, {}) == toy.stage.key(bench.run, section, {})
+
+    def hang(work, params):
+        time.sleep(60)
+
+    with pytest.raises(TimeLimitError, match=r"^stage hang took longer than compute\.time_limit"):
+        stage("edge")(hang)._run(run, section)
+    (made,) = bench.runs(stage="hang")
+    assert made.info.status == "FAILED"
+    assert made.data.tags["stillmark.reason"].startswith("TimeLimitError: stage hang")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_made(bench, toy, linear, monkeypatch):
+    """It fills while the files are uploaded, here by a limit that the kernel sets on their size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    upload = MlflowClient.log_model_artifacts
+
+    def fill(client, model_id, folder):
+        (Path(folder) / "large.bin").write_bytes(bytes(2**20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
+        try:
+            upload(client, model_id, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", fill)
+    with pytest.raises(SetupError, match=r"^no space is left on the disk of \S+ for the result of"):
+        toy.make(bench)
+    assert toy.find(bench) is None
+    (run,) = bench.runs(stage="guess")
+    assert run.info.status == "FAILED"
+    (model,) = bench.tracking.models(bench.run.project)
+    assert model.status == LoggedModelStatus.FAILED
+    monkeypatch.undo()
+    monkeypatch.setenv("STILLMARK_PROJECT", str(bench.root))
+    assert toy.make(bench) == toy.find(bench)
+
+
+def test_a_clock_that_goes_back_makes_no_negative_time(bench, toy, monkeypatch):
+    """A day is set back while the stage runs."""
+    now = time.time_ns
+
+    def guess(work, params):
+        monkeypatch.setattr(tracking.time, "time_ns", lambda: now() - 86400 * 10**9)
+        return {}
+
+    ref = stage("report", is_model=False)(guess)._run(bench.run, toy.section(quality="good"))
+    made = bench.tracking.made(ref.run_id)
+    assert made.ended == made.started
+    (run,) = bench.runs(stage="guess")
+    assert run.info.end_time == run.info.start_time
+
+
+def test_figures_arrive_though_nobody_waits_for_them(bench, toy):
+    def train(work, params):
+        for at in range(1, 41):
+            work.watch.progress(at, 40, {"loss": 1 / at})
+        return {}
+
+    ref = stage("report", is_model=False)(train)._run(bench.run, toy.section(quality="good"))
+    history = bench.tracking.client.get_metric_history(ref.run_id, "loss")
+    assert sorted((one.step, one.value) for one in history) == [(n, 1 / n) for n in range(1, 41)]
 
 
 def test_a_report_is_no_model(bench, toy):
@@ -310,11 +402,9 @@ TRAIN_WITH_A_CHECKPOINT_PER_STEP = """
 import flows
 from pathlib import Path
 from tasks import stage
-from tasks.fit import Watch
 from tasks.params import load
 from tasks.refs import DataRef
 from tasks.supervise import supervise
-stage.Watch = lambda report, checkpoint: Watch(report, checkpoint, 0.0)
 params = load(Path.cwd())
 run = stage.Run(params.project, params.compute, DataRef.model_validate_json({data!r}))
 supervise._run(run, params.supervise)
@@ -327,7 +417,11 @@ def killed(bench, tmp_path):
     script = TRAIN_WITH_A_CHECKPOINT_PER_STEP.format(data=bench.run.data.model_dump_json())
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen(
-            [sys.executable, "-c", script], cwd=bench.root, stderr=log, start_new_session=True
+            [sys.executable, "-c", script],
+            cwd=bench.root,
+            env=os.environ | {"STILLMARK_CHECKPOINT_SECONDS": "0"},
+            stderr=log,
+            start_new_session=True,
         )
     key = supervise.key(bench.run, bench.params.supervise, {})
     checkpoint = bench.root / ".stillmark" / "checkpoints" / f"{key}.pt"
