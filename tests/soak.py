@@ -56,12 +56,14 @@ class Soak:
         chance: What all that is random follows from.
         kills: Commands that were killed.
         outcomes: Of all cycles, in order.
+        said_last: What came of the last retraining, in words.
     """
 
     project: Project
     chance: random.Random
     kills: int = 0
     outcomes: list[str] = field(default_factory=list)
+    said_last: str = ""
 
     @classmethod
     def at(cls, root: Path, seed: int) -> "Soak":
@@ -75,7 +77,7 @@ class Soak:
             shutil.copy(REPOSITORY / name, root)
         params = tiny(small(yaml.safe_load((REPOSITORY / "params.yaml").read_text())))
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        draw_digits(root / "data", each=40, labelled=25)
+        draw_digits(root / "data")
         project = Project(root)
         settle(project)
         return cls(project, random.Random(seed))
@@ -112,6 +114,7 @@ class Soak:
             code, out, err = self.command("watch", "--run", "--json", killed_after=killed_after)
             if code == 0:
                 ran = json.loads(out)["outcome"]
+                self.said_last = ran["sentence"] if ran else ""
                 return ran["outcome"] if ran else "nothing"
             if code != -signal.SIGKILL:
                 raise AssertionError(f"watch --run ended with {code}: {err}")
@@ -183,11 +186,12 @@ class Soak:
 
 
 def tiny(tree: dict[str, Any]) -> dict[str, Any]:
-    """Even fewer steps, least for the control, and triggers for new data and code."""
-    for section, steps in (("pretrain", 2), ("supervise", 1)):
+    """Few steps, fewest for the control, and triggers for new data and code."""
+    for section, steps in (("distill", 150), ("supervise", 1)):
         tree[section]["fit"]["steps"] = steps
+    tree["teach"][0]["fit"]["steps"] = 80
+    tree["prune"]["recovery"]["fit"]["steps"] = 80
     tree["evaluate"]["latency_calls"] = 10
-    tree["prepare"] |= {"labels_per_class": 8, "validation_labels_per_class": 1}
     tree["schedule"] = {"triggers": [{"name": "data"}, {"name": "code"}]}
     tree["gc"] = {"keep_last": 2, "keep_days": 0.0}
     return tree
