@@ -32,6 +32,7 @@ from tasks.versioning import Versions, fingerprint
 
 CHAMPION_ROLE = "edge"
 UNSETTLED = frozenset({"running", "killed", "gave_way"})
+RETURNING = frozenset({"data", "code", "parameters"})
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,18 @@ class Facts:
         return None
 
     def settled(self, reason: Reason) -> Retraining | None:
-        """The newest retraining that was about the same and came to an end, or None."""
+        """The newest retraining that was about the same and came to an end, or None.
+
+        What is there again after something else was (data that was put back) is news.
+        """
+        comes_back = reason.trigger in RETURNING
         for one in self.retrainings:
             same = (one.reason.trigger, one.reason.about) == (reason.trigger, reason.about)
             same |= reason.trigger == "data" and one.raw == reason.about
             if same and one.outcome not in UNSETTLED:
                 return one
+            if comes_back and one.outcome in WELL and one.reason.trigger != "backfill":
+                return None
         return None
 
     @cached_property

@@ -212,6 +212,16 @@ def test_a_reason_counts_once_unless_the_retraining_was_killed(place, outcome, a
         assert found.sentence.endswith(f"was about that: {outcome}")
 
 
+def test_code_that_is_put_back_is_news(place):
+    place.retrained("unchanged", Reason(trigger="hand", sentence="first"), code="old")
+    reason = place.ask(CODE).reason
+    place.retrained("promoted", reason)
+    place.retrained("promoted", Reason(trigger="hand", sentence="other code"), code="older")
+    assert place.ask(CODE).reason == reason
+    place.retrained("failed", reason)
+    assert place.ask(CODE).reason is None
+
+
 def test_a_retraining_that_died_is_started_again_for_its_reason_but_not_for_ever(place):
     """The rows that woke it may lie in data/ by now, where no trigger looks for them."""
     reason = Reason(trigger="drift", sentence="other rows", figures={"p": 0.0}, about="arrived:x")
