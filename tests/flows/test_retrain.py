@@ -164,6 +164,7 @@ def test_the_champion_needs_nothing_but_mlflow(finished, tmp_path):
     pictures = sorted((finished.project.root / "data").glob("[012]/*.png"))[::6]
     environment = finished.project.environment
     del environment["PYTHONPATH"]
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # others verify this store, file by file
     command = [sys.executable, "-c", PLAIN_MLFLOW, finished.project.uri, *pictures]
     done = finished.project.command(*command, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
