@@ -163,10 +163,6 @@ class Journal:
         found = sorted((_read(run) for run in runs), key=lambda one: -one.sequence)
         return found[:count]
 
-    def last(self) -> Retraining | None:
-        """The newest that ended well, whatever it found."""
-        return next((one for one in self.newest(NOTABLE) if one.outcome in WELL), None)
-
     def entry(self, run_id: str) -> Retraining:
         """One of them."""
         return _read(self.tracking.client.get_run(run_id))
