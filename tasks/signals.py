@@ -81,7 +81,7 @@ class Facts:
     def before(self) -> Before | None:
         """See `Signals.before`; retraining on past data says nothing of today's."""
         for one in self.retrainings:
-            if one.outcome in WELL and one.reason.trigger != "backfill":
+            if _tells_of_today(one):
                 return Before(one.started, one.raw, one.code, one.sections)
         return None
 
@@ -96,7 +96,7 @@ class Facts:
             same |= reason.trigger == "data" and one.raw == reason.about
             if same and one.outcome not in UNSETTLED:
                 return one
-            if comes_back and one.outcome in WELL and one.reason.trigger != "backfill":
+            if comes_back and _tells_of_today(one):
                 return None
         return None
 
@@ -251,6 +251,11 @@ class Facts:
         said = self.holder.classifier.predict(today.raw(places))["label"].tolist()
         rows, labels = today.names[places].tolist(), today.labels[places].tolist()
         return list(zip(rows, labels, said, strict=True))
+
+
+def _tells_of_today(one: Retraining) -> bool:
+    """Whether a retraining ended well on the data of its day."""
+    return one.outcome in WELL and one.reason.trigger != "backfill"
 
 
 @dataclass(frozen=True)
