@@ -1,12 +1,14 @@
 """The `stillmark` command. Thin: every line calls a flow, a task or a table."""
 
+import atexit
 import json
+import logging
 import os
 import socket
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -448,5 +450,29 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def program(arguments: list[str] | None = None) -> NoReturn:
+    """The console script: `main`, then the end of the process.
+
+    Once everything that has to be ended at exit has been, the process ends there and then: Python
+    would take the modules apart one by one, which with torch and MLflow loaded takes seconds.
+    """
+    codes: list[int] = []
+    atexit.register(_leave, codes)  # before the others, so it runs after them
+    codes.append(main(arguments))
+    sys.exit(codes[0])
+
+
+def _leave(codes: list[int]) -> None:
+    if not codes:  # an error of another kind: Python ends as it does
+        return
+    logging.shutdown()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads any more: the interpreter has an exit code for that
+        return
+    os._exit(codes[0])
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

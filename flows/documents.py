@@ -8,7 +8,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks import documents
-from tasks.documents import openlineage
 from tasks.refs import VersionRef
 from tasks.settings import Settings
 from tasks.succession import Succession
@@ -36,4 +35,6 @@ def document(version: VersionRef) -> None:
             documents.write(name, chain, Path(scratch) / FOLDER)
         succession.tracking.store_report(version.model.run_id, Path(scratch))
     if os.environ.get("OPENLINEAGE_URL"):
+        from tasks.documents import openlineage  # noqa: PLC0415 - half a second, for the few
+
         openlineage.send(chain)

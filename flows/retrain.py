@@ -226,6 +226,6 @@ def run_once(reason: Reason = BY_HAND, *, wait_seconds: float = 0.0) -> Outcome:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.cli import program
 
-    sys.exit(main(["retrain", *sys.argv[1:]]))
+    program(["retrain", *sys.argv[1:]])
