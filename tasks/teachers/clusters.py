@@ -6,16 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.components import leading
 from tasks.teachers import Lesson, Setting, Teacher
-from tasks.views import Views, outputs
 
 
 class Clusters(Teacher):
@@ -43,7 +39,7 @@ class Clusters(Teacher):
     def lesson(self, setting: Setting) -> Lesson:
         """See `Teacher.lesson`."""
         seed = setting.pool.compute.generator("clusters").initial_seed() % 2**32
-        found = places(setting.pool, self.components, seed)
+        found = leading(setting.pool, self.components, seed)
         means = KMeans(min(self.clusters, len(found)), random_state=seed)
         return _ClustersLesson(self, setting, means.fit_predict(found).astype(np.int64))
 
@@ -77,20 +73,3 @@ def _width(setting: Setting) -> int:
     found = network.body(setting.pool.clean(torch.tensor([0])))
     network.train(training)
     return found.shape[1]
-
-
-def places(pool: Views, components: int, seed: int) -> NDArray[np.float32]:
-    """Principal components of every row's numbers, (N, components); of tokens, of their TF-IDF.
-
-    How often a token occurs in a row plays no part, so that padding weighs as little as any token
-    that most rows have. Where there are fewer rows or numbers, there are fewer components.
-    """
-    rows = outputs(nn.Flatten(), pool.part, pool.compute).numpy()
-    if pool.clean(torch.tensor([0])).is_floating_point():
-        return PCA(min(components, *rows.shape), random_state=seed).fit_transform(rows)
-    at = np.arange(len(rows)).repeat(rows.shape[1])
-    occurring = csr_matrix((np.ones(rows.size), (at, rows.ravel().astype(np.int64))))
-    occurring.data[:] = 1
-    count = min(components, len(rows), int(rows.max()) + 1)
-    latent = TruncatedSVD(count, random_state=seed)
-    return make_pipeline(TfidfTransformer(), latent).fit_transform(occurring)

@@ -7,17 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse import csr_matrix
-from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.pipeline import make_pipeline
+from sklearn.decomposition import PCA
 from sklearn.semi_supervised import LabelSpreading
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from tasks.components import leading
 from tasks.rows import HIDDEN
 from tasks.teachers import Lesson, Setting, Teacher
-from tasks.views import Views, outputs
+from tasks.views import outputs
 
 # A label thins out with every edge, and the row that it reaches last has to count as well: hence a
 # small tolerance. Its number of rounds grows with alpha, to some thousands at 0.99.
@@ -62,7 +60,7 @@ class Propagation(Teacher):
         pool, network = setting.pool, setting.network
         seed = pool.compute.generator("propagation").initial_seed() % 2**32
         if self.features == "inputs":
-            return places(pool, self.components, seed)
+            return leading(pool, self.components, seed)
         training = network.training
         network.eval()
         rows = outputs(network.body, pool.part, pool.compute).numpy()
@@ -89,23 +87,6 @@ class _PropagationLesson(Lesson):
         logits = setting.network(setting.pool.augmented(index, generator)).float()
         guesses = self.guesses[index.to(logits.device)]
         return supervised + method.pool_weight * functional.cross_entropy(logits, guesses)
-
-
-def places(pool: Views, components: int, seed: int) -> NDArray[np.float32]:
-    """Principal components of every row's numbers, (N, components); of tokens, of their TF-IDF.
-
-    How often a token occurs in a row plays no part, so that padding weighs as little as any token
-    that most rows have. Where there are fewer rows or numbers, there are fewer components.
-    """
-    rows = outputs(nn.Flatten(), pool.part, pool.compute).numpy()
-    if pool.clean(torch.tensor([0])).is_floating_point():
-        return PCA(min(components, *rows.shape), random_state=seed).fit_transform(rows)
-    at = np.arange(len(rows)).repeat(rows.shape[1])
-    occurring = csr_matrix((np.ones(rows.size), (at, rows.ravel().astype(np.int64))))
-    occurring.data[:] = 1
-    count = min(components, len(rows), int(rows.max()) + 1)
-    latent = TruncatedSVD(count, random_state=seed)
-    return make_pipeline(TfidfTransformer(), latent).fit_transform(occurring)
 
 
 def spread(

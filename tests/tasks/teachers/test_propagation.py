@@ -9,9 +9,10 @@ from scipy.special import log_softmax
 from sklearn.decomposition import PCA
 from torch import nn
 
+from tasks.components import leading
 from tasks.networks import Classifier
 from tasks.rows import HIDDEN, Part
-from tasks.teachers.propagation import Propagation, places, spread, surest
+from tasks.teachers.propagation import Propagation, spread, surest
 from tasks.teachers.supervised import Supervised
 from tasks.views import Views
 
@@ -70,7 +71,7 @@ def test_spreading_follows_a_shape_that_distance_would_miss():
 
 def test_a_class_without_a_label_is_never_guessed(few):
     setting, _ = few
-    rows = places(setting.pool, 16, 0)
+    rows = leading(setting.pool, 16, 0)
     labels = np.where(setting.pool.labels.numpy() == 3, HIDDEN, setting.pool.labels.numpy())
     found = spread(rows, labels, 7, 0.9)
     assert found.shape == (400, 10)
@@ -123,17 +124,17 @@ def test_pictures_lie_among_their_principal_components(few):
     centred = pixels - pixels.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     expected = centred @ vectors[:, np.argsort(-values)[:8]]
-    found = places(pool, 8, 0)
+    found = leading(pool, 8, 0)
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)
 
 
 def test_no_more_components_than_there_are(pictures):
-    assert places(pictures([0, 1, -1]).pool, 32, 0).shape == (3, 3)
+    assert leading(pictures([0, 1, -1]).pool, 32, 0).shape == (3, 3)
 
 
 def test_tokens_lie_near_rows_with_the_same_rare_words(tokens, compute, setting_of, bag):
     pool, truth = tokens
-    found = places(setting_of(bag(), pool).pool, 8, 0)
+    found = leading(setting_of(bag(), pool).pool, 8, 0)
     rows = found / np.linalg.norm(found, axis=1, keepdims=True)
     likeness = rows @ rows.T - 2 * np.eye(len(rows))
     assert (truth.labels[likeness.argmax(axis=1)] == truth.labels).mean() > 0.9
@@ -146,8 +147,8 @@ def test_of_tokens_it_only_matters_which_occur(tokens, compute, setting_of, bag,
     again = pool.inputs[:, [0] * 5]
     other = {"order": pool.inputs[:, ::-1], "repetition": np.hstack([pool.inputs, again])}[change]
     changed = Part(pool.names, np.ascontiguousarray(other), pool.labels, pool.encoding)
-    found = places(Views(changed, views.augmentation, compute), 8, 0)
-    np.testing.assert_allclose(found, places(views, 8, 0), atol=1e-6)
+    found = leading(Views(changed, views.augmentation, compute), 8, 0)
+    np.testing.assert_allclose(found, leading(views, 8, 0), atol=1e-6)
 
 
 # The lesson
