@@ -40,7 +40,8 @@ class GcParams(Section):
     """Section `gc` of params.yaml: what `stillmark gc` keeps though nothing leads to it.
 
     Attributes:
-        keep_last: So many of the newest versions of each model, with all that they come from.
+        keep_last: So many of the newest versions of each model, and as many of those that a
+            backfill made of it, with all that they come from.
         keep_days: Whatever is younger.
     """
 

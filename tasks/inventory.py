@@ -13,6 +13,7 @@ from tasks.ledger import Ledger
 from tasks.reachable import Facts, Made, Model, Node, Read, Run, Version, version_node
 from tasks.refs import ModelRef
 from tasks.tracking import (
+    BACKFILL_TAG,
     COLLECTED_TAG,
     EVALUATION_TAG,
     KEY_TAG,
@@ -86,6 +87,7 @@ def _versions(tracking: Tracking, project: str) -> Iterator[Version]:
             key=ref.key if ref else None,
             is_ours=name.rpartition(".")[0] == project and ref is not None,
             is_held=(name, number) in held or any(tag.startswith(WITNESS) for tag in noted.tags),
+            is_backfilled=BACKFILL_TAG in noted.tags,
         )
 
 

@@ -44,6 +44,7 @@ class Version:
         key: Stage key of its model, or None.
         is_ours: Whether this project registered it.
         is_held: Whether an alias points at it, or a ledger's witness names it.
+        is_backfilled: Whether a backfill made it, from past data.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Version:
     key: str | None = None
     is_ours: bool = True
     is_held: bool = False
+    is_backfilled: bool = False
 
     @property
     def node(self) -> Node:
@@ -126,7 +128,7 @@ class Rules:
     """What is kept though nothing names it.
 
     Attributes:
-        keep_last: So many of the newest versions of each model.
+        keep_last: So many of the newest versions of each model, and of its backfilled ones.
         since: Whatever is from then on, in UTC.
     """
 
@@ -148,7 +150,7 @@ def roots(facts: Facts, rules: Rules) -> set[Node]:
     """What is kept for its own sake: held, new, unfinished or not ours."""
     found = {one.node for one in facts.versions if one.is_held or not one.is_ours}
     found |= {one.node for one in facts.versions if one.created >= rules.since}
-    for versions in _by_name(facts.versions).values():
+    for versions in _lines(facts.versions):
         newest = sorted(versions, key=lambda one: one.number, reverse=True)
         found |= {one.node for one in newest[: rules.keep_last]}
     found |= {
@@ -161,11 +163,12 @@ def roots(facts: Facts, rules: Rules) -> set[Node]:
     return found
 
 
-def _by_name(versions: Iterable[Version]) -> dict[str, list[Version]]:
-    found: dict[str, list[Version]] = defaultdict(list)
+def _lines(versions: Iterable[Version]) -> Iterable[list[Version]]:
+    """Versions of each model; those of past data count alone, as their numbers seem new."""
+    found: dict[tuple[str, bool], list[Version]] = defaultdict(list)
     for one in versions:
-        found[one.name].append(one)
-    return found
+        found[one.name, one.is_backfilled].append(one)
+    return found.values()
 
 
 def _last_retraining(runs: Iterable[Run]) -> Iterator[Run]:

@@ -50,6 +50,7 @@ class Registered:
     day: int
     is_held: bool
     is_ours: bool
+    is_backfilled: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def worlds(draw):
             draw(days),
             draw(st.integers(0, 5)) == 0,
             draw(st.integers(0, 5)) > 0,
+            draw(st.booleans()),
         )
         for _ in range(draw(st.integers(0, 6)) if models else 0)
     )
@@ -151,6 +153,7 @@ def facts_of(world):
             key=f"key-{one.result}",
             is_ours=one.is_ours,
             is_held=one.is_held,
+            is_backfilled=one.is_backfilled,
         )
         for at, one in enumerate(world.registered)
     ]
@@ -192,7 +195,10 @@ def edges_of(world):
 def roots_of(world):
     yield from (f"v{at}" for at in world.ledger if at < len(world.registered))
     for at, one in enumerate(world.registered):
-        newer = sum(other.name == one.name for other in world.registered[at + 1 :])
+        newer = sum(
+            (other.name, other.is_backfilled) == (one.name, one.is_backfilled)
+            for other in world.registered[at + 1 :]
+        )
         if one.is_held or not one.is_ours or newer < world.keep_last or one.day >= world.since:
             yield f"v{at}"
     for at, one in enumerate(world.others):
