@@ -214,3 +214,21 @@ def test_models_of_past_data_are_made_beside_the_champion(grown):
     assert {name: (root / name).read_bytes() for name in names} == before
     assert not (root / "prepared").exists()
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_asked_to_it_judges_each_against_the_champion(grown):
+    root = grown.root
+    done = grown.stillmark("backfill", "--from", "HEAD~1", "--to", "HEAD", "--promote", "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["filled"]
+    assert first["outcome"] == "promoted"
+    assert second["outcome"] in {"promoted", "rejected"}
+    champion = [one for one in (first, second) if one["outcome"] == "promoted"][-1]
+    tracking = Tracking(grown.uri, root / ".stillmark")
+    number = champion["versions"]["edge"]
+    assert tracking.aliases() == {("digits.edge", "champion"): number}
+    succession = Succession(Ledger(f"sqlite:///{root / 'ledger.db'}"), tracking)
+    assert succession.check("digits.edge") == []
+    (entry, *_) = succession.ledger.entries("digits.edge", "champion")
+    assert (entry.version, entry.action) == (first["versions"]["edge"], "promoted")
