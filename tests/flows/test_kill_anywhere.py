@@ -84,18 +84,20 @@ class Hunt:
     def kill(self, child):
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-        self.check_loss()
+        self.check_loss(child)
 
-    def check_loss(self):
-        """No more than one interval of training, and the step that was going on, is lost."""
+    def check_loss(self, child):
+        """No more than one interval of what it trained, and the step that was going on, is lost."""
         now = time.time()
         for stage in ("teach", "distill", "supervise"):
             since = self.ask(
                 "mlflow.db",
                 "SELECT min(m.timestamp) FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid"
-                " JOIN tags t ON r.run_uuid = t.run_uuid"
-                " WHERE r.status = 'RUNNING' AND t.key = 'stillmark.stage' AND t.value = ?",
+                " JOIN tags t ON r.run_uuid = t.run_uuid JOIN tags p ON r.run_uuid = p.run_uuid"
+                " WHERE r.status = 'RUNNING' AND t.key = 'stillmark.stage' AND t.value = ?"
+                " AND p.key = 'stillmark.process' AND p.value LIKE ?",
                 stage,
+                f'%"pid":{child.pid},%',
             )
             if since and now - since / 1000 > 2 * INTERVAL_SECONDS + 1:
                 kept = list((self.root / ".stillmark" / "checkpoints").glob("*.pt"))
