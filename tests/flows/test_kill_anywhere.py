@@ -87,22 +87,31 @@ class Hunt:
         self.check_loss(child)
 
     def check_loss(self, child):
-        """No more than one interval of what it trained, and the step that was going on, is lost."""
-        now = time.time()
+        """No more than one interval of what it trained, and the step that was going on, is lost.
+
+        It trained from its first report to its last: what it did then is not a step.
+        """
         for stage in ("teach", "distill", "supervise"):
-            since = self.ask(
-                "mlflow.db",
-                "SELECT min(m.timestamp) FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid"
-                " JOIN tags t ON r.run_uuid = t.run_uuid JOIN tags p ON r.run_uuid = p.run_uuid"
-                " WHERE r.status = 'RUNNING' AND t.key = 'stillmark.stage' AND t.value = ?"
-                " AND p.key = 'stillmark.process' AND p.value LIKE ?",
-                stage,
-                f'%"pid":{child.pid},%',
-            )
-            if since and now - since / 1000 > 2 * INTERVAL_SECONDS + 1:
+            first, last = (self.reported(which, stage, child) for which in ("min", "max"))
+            if last - first > 2 * INTERVAL_SECONDS + 1:
                 kept = list((self.root / ".stillmark" / "checkpoints").glob("*.pt"))
                 assert kept, f"{stage} trained for seconds, and nothing is kept of it"
-                assert now - max(path.stat().st_mtime for path in kept) < INTERVAL_SECONDS + 2
+                newest = max(path.stat().st_mtime for path in kept)
+                assert last - newest < INTERVAL_SECONDS + 2
+
+    def reported(self, which, stage, child):
+        """When a process that was killed in a stage reported first or last, in seconds."""
+        found = self.ask(
+            "mlflow.db",
+            f"SELECT {which}(m.timestamp) FROM metrics m"  # noqa: S608
+            " JOIN runs r ON r.run_uuid = m.run_uuid"
+            " JOIN tags t ON r.run_uuid = t.run_uuid JOIN tags p ON r.run_uuid = p.run_uuid"
+            " WHERE r.status = 'RUNNING' AND t.key = 'stillmark.stage' AND t.value = ?"
+            " AND p.key = 'stillmark.process' AND p.value LIKE ?",
+            stage,
+            f'%"pid":{child.pid},%',
+        )
+        return (found or 0) / 1000
 
     def finish(self):
         """Starts it once more and lets it come to its end."""
