@@ -103,7 +103,7 @@ def chosen(versions: Versions, start: str, end: str) -> list[Past]:
         DataError: A bound is neither, they are the wrong way round, or nothing lies between them.
         SetupError: The project is in no git repository.
     """
-    past = versions.past()
+    past = versions.history.past()
     first, last = _lower(versions.root, past, start), _upper(versions.root, past, end)
     if first > last + 1:
         raise DataError(f"--from {start} is after --to {end}; exchange them")
@@ -153,8 +153,8 @@ def refuse_gone(versions: Versions, wanted: list[Past]) -> None:
     """
     for one in wanted:
         try:
-            for md5 in versions.listing(one.raw).values():
-                versions.stored(md5)
+            for md5 in versions.cache.listing(one.raw).values():
+                versions.cache.stored(md5)
         except DataError as error:
             raise DataError(
                 f"the data of {one.date:%Y-%m-%d} (commit {one.commit[:DIGITS]}) is gone: {error}"
@@ -234,7 +234,7 @@ def _lay_out(settings: Settings, past: Past, scratch: Path) -> None:
     for name in _needs(settings.root):
         _copy(settings.root / name, scratch / name)
     versions.share(scratch)
-    versions.restore(past.raw, scratch / DATA_FOLDER)
+    versions.cache.restore(past.raw, scratch / DATA_FOLDER)
     out = {"md5": past.raw, "hash": "md5", "path": DATA_FOLDER}
     (scratch / DATA_FILE).write_text(yaml.safe_dump({"outs": [out]}), encoding="utf-8")
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from tasks.atomic import replace_text
 from tasks.errors import ParamsError
 from tasks.journal import sections_of
 from tasks.lineage import origin
@@ -12,7 +13,6 @@ from tasks.prepare import PrepareParams
 from tasks.sections import parse, read_tree
 from tasks.settings import PARAMS_FILE, Settings
 from tasks.signals import Watched
-from tasks.versioning import replace_text
 from tasks.watch import Look, ScheduleParams, look
 
 SECTIONS_FILE = "sections.json"

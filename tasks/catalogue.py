@@ -258,10 +258,10 @@ class Catalogue:
         today = self.versions.root / PREPARED / MANIFEST
         if today.is_file() and digest_of_file(today).sha256 == data.manifest:
             return today
-        listing = self.versions.listing(data.prepared)
+        listing = self.versions.cache.listing(data.prepared)
         if MANIFEST not in listing:
             raise DataError(f"data version {data.prepared} holds no {MANIFEST}; restore it")
-        path = self.versions.stored(listing[MANIFEST])
+        path = self.versions.cache.stored(listing[MANIFEST])
         found = digest_of_file(path).sha256
         if found != data.manifest:
             raise DataError(

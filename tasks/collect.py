@@ -276,15 +276,15 @@ class Garbage:
         """Files in DVC's cache that no kept data version holds."""
         versions = self.collector.versions
         try:
-            if versions.shares_cache:
-                cache = versions.places.cache
-                self.left.append(f"{cache}: it lies outside the project, others may use it")
+            if versions.cache.is_shared:
+                folder = versions.cache.places.cache
+                self.left.append(f"{folder}: it lies outside the project, others may use it")
                 return
             kept = self._kept_files(versions)
         except SetupError as error:
             self.left.append(f"DVC's cache: {error}")
             return
-        for name, path in versions.cached():
+        for name, path in versions.cache.files():
             found = path.lstat()
             if name not in kept and found.st_ctime < self.collector.since.timestamp():
                 size = size_below(path)
@@ -292,12 +292,13 @@ class Garbage:
 
     def _kept_files(self, versions: Versions) -> set[str]:
         """md5 of every file of a data version that is kept."""
-        kept = {node.name for node in self.reached if node.kind == "data"} | versions.named()
+        kept = {node.name for node in self.reached if node.kind == "data"}
+        kept |= versions.history.named()
         if self.reach.unreadable:
-            kept |= {name for name, _ in versions.cached() if name}
+            kept |= {name for name, _ in versions.cache.files() if name}
         for name in [one for one in kept if one.endswith(LISTED)]:
             try:
-                kept |= set(versions.listing(name).values())
+                kept |= set(versions.cache.listing(name).values())
             except DataError:
                 continue  # nobody has the listing any more: what it named is not known
         return kept
@@ -384,7 +385,7 @@ class Garbage:
             self._delete(one.name, partial(removed, one.path))
         names = {one.path: one.name for one in self.data if with_data}
         if names:
-            stuck = self.collector.versions.uncache(names)
+            stuck = self.collector.versions.cache.delete(names)
             self._failed |= {names[path]: why for path, why in stuck}
             self._gone |= set(names.values()) - self._failed.keys()
 

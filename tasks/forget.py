@@ -172,7 +172,7 @@ def _set_aside(home: Path, files: Taken) -> Iterator[None]:
 
 
 def _copies(versions: Versions, digests: set[str]) -> Iterator[str]:
-    places = versions.places
+    places = versions.cache.places
     for folder in filter(None, (places.cache, places.folder)):
         for digest in sorted(digests):
             path = place_of(folder, digest)

@@ -119,7 +119,7 @@ class _Case:
             Rows(self.settings.root / PREPARED),
             self.params.pool_rows,
             self.params.latency_calls,
-            versions.changed(),
+            versions.history.changed(),
             ask_teacher=any(gate.asks_teacher for gate in self.params.gates),
         )
 

@@ -324,9 +324,9 @@ class _Replay:
         """Runs stages of one commit and data version; adds what they made to what is known."""
         data = members[0].record.data
         _extract(source, root)
-        versions = Versions.of(self.settings)
-        versions.restore(data.prepared, root / PREPARED)
-        versions.restore(data.raw, root / "data")
+        cache = Versions.of(self.settings).cache
+        cache.restore(data.prepared, root / PREPARED)
+        cache.restore(data.raw, root / "data")
         made = {*known, *(one.digest for one in members)}
         job = {
             "project": self.project,

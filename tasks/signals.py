@@ -117,8 +117,8 @@ class Facts:
     def data(self) -> str:
         """See `Signals.data`."""
         self.versions.check()
-        self.versions.refresh()
-        return self.versions.seen()
+        self.versions.source.refresh()
+        return self.versions.source.seen()
 
     def code(self) -> str:
         """See `Signals.code`."""
@@ -286,8 +286,8 @@ class Champion:
         """
         stored = journal.tracking.fetch(version.model).folder
         folder = payload_of(stored)
-        listed = versions.listing(Record.read(stored).data.prepared)
-        known = Known.open({name: versions.stored(md5) for name, md5 in listed.items()})
+        listed = versions.cache.listing(Record.read(stored).data.prepared)
+        known = Known.open({name: versions.cache.stored(md5) for name, md5 in listed.items()})
         schema = json.loads((folder / "schema.json").read_text(encoding="utf-8"))
         modality = MODALITIES.parse(schema["modality"])
 

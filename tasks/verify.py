@@ -373,8 +373,8 @@ class _Audit:
         """A data version's copies in DVC's cache and default remote."""
         edge = f"{kind} {directory}"
         try:
-            stored = check_copies(edge, kind, self.versions.copies(directory))
-            places = self.versions.places
+            stored = check_copies(edge, kind, self.versions.cache.copies(directory))
+            places = self.versions.cache.places
         except (DataError, SetupError) as error:
             nothing = Finding.of(edge, "files", kind, "missing", str(error))
             return StoredData((nothing,), {}, complete=False)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from tasks import incoming
+from tasks.atomic import replace_text
 from tasks.errors import DataError, StillmarkError
 from tasks.journal import Retraining
 from tasks.prepare import PREPARED, RAW, PrepareParams
@@ -21,7 +22,7 @@ from tasks.sections import Section
 from tasks.settings import Settings
 from tasks.signals import Facts, Watched
 from tasks.triggers import TRIGGERS, Answer, Trigger
-from tasks.versioning import Versions, replace_text
+from tasks.versioning import Versions
 
 MEMORY_FILE = "watch.json"
 UNFINISHED = "unfinished"
@@ -231,7 +232,7 @@ def take_in(settings: Settings, prepare: PrepareParams, folder: str) -> int:
     Raises:
         DataError: A row cannot be read, `data/` is an import, or a file cannot be moved.
     """
-    source = Versions.of(settings).imported_from
+    source = Versions.of(settings).source.imported_from
     if source is not None:
         raise DataError(
             f"data/ is an import of {source}: what is put there is lost when that changes; move "

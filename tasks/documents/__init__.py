@@ -266,7 +266,7 @@ def _manifest(versions: Versions, data: DataRef) -> Manifest | str:
     path = versions.root / PREPARED / MANIFEST
     try:
         if not path.is_file() or digest_of_file(path).sha256 != data.manifest:
-            path = versions.stored(versions.listing(data.prepared)[MANIFEST])
+            path = versions.cache.stored(versions.cache.listing(data.prepared)[MANIFEST])
     except (DataError, SetupError) as error:
         return str(error)
     except KeyError:

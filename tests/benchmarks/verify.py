@@ -111,7 +111,7 @@ def made_lineage(root: Path, megabytes: float = MEGABYTES, files: int = FILES) -
     edge = _made(tracking, root, data, "edge", [sizes] * files, teacher=teacher)
     version = tracking.register(f"{PROJECT}.edge", edge, {})
     versions = Versions(root, root / "home")
-    versions.places = Places(cache, None, None)
+    versions.cache.places = Places(cache, None, None)
     return Lineage(
         tracking, versions, Succession(Ledger(f"sqlite:///{root / 'ledger.db'}"), tracking), version
     )

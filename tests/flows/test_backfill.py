@@ -68,7 +68,7 @@ def past(tmp_path_factory):
 def versions(past):
     root, _ = past
     found = Versions(root, root / ".stillmark")
-    found.places = Places(root / ".dvc" / "cache", None, None)
+    found.cache.places = Places(root / ".dvc" / "cache", None, None)
     return found
 
 
@@ -141,8 +141,8 @@ def test_bytes_that_are_gone_are_named_before_anything_runs(versions, past, tmp_
     wanted = chosen(versions, "2026-01-01", "2026-12-31")
     refuse_gone(versions, wanted)
     cache = shutil.copytree(root / ".dvc" / "cache", tmp_path / "cache")
-    versions.places = Places(cache, None, None)
-    md5 = versions.listing(known["b"][0])["rows.csv"]
+    versions.cache.places = Places(cache, None, None)
+    md5 = versions.cache.listing(known["b"][0])["rows.csv"]
     (cache / "files" / "md5" / md5[:2] / md5[2:]).unlink()
     with pytest.raises(DataError, match=f"2026-01-20.*{known['b'][1][:12]}.*gone.*{md5}"):
         refuse_gone(versions, wanted)

@@ -14,7 +14,6 @@ from filelock import FileLock
 import tasks
 from flows import cli, compare, retrain
 from flows.cli import main
-from tasks import tracking
 from tasks.errors import StillmarkError
 
 COMMANDS = {
@@ -191,7 +190,7 @@ def test_a_store_that_another_process_holds(project, refused, monkeypatch, comma
     holder.execute("CREATE TABLE any (thing)")
     holder.execute("BEGIN EXCLUSIVE")
     connect = sqlite3.connect
-    monkeypatch.setattr(tracking.sqlite3, "connect", lambda path, **_: connect(path, timeout=0.1))
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **_: connect(path, timeout=0.1))
     try:
         assert f"{path} cannot be written (database is locked)" in refused(command)
     finally:

@@ -70,7 +70,8 @@ class Store:
     @property
     def versions(self):
         found = Versions(self.root, self.root / ".stillmark")
-        found.places = Places(self.root / ".dvc" / "cache", None, None)  # asking DVC takes a second
+        # Asking DVC takes a second.
+        found.cache.places = Places(self.root / ".dvc" / "cache", None, None)
         return found
 
     def collector(self, params=NOW, **more):
@@ -323,7 +324,7 @@ def test_versions_of_others_and_what_they_name_stay(store):
 def test_a_shared_cache_is_left_alone(store, tmp_path):
     collector = store.collector()
     cache = shutil.copytree(store.root / ".dvc" / "cache", tmp_path / "shared")
-    collector.versions.places = Places(cache, None, None)
+    collector.versions.cache.places = Places(cache, None, None)
     found = collector.find().collect()
     assert "data" not in by_kind(found)
     assert [line for line in found.left if "others may use it" in line]
@@ -373,7 +374,8 @@ def test_while_a_version_stays_so_does_all_that_it_names(store, monkeypatch):
     assert found.problems == (f"{EDGE}:2: no",)
     assert by_kind(found) == {"version": {f"{EDGE}:1", f"{EDGE}:4", f"{TEACHER}:1"}}
     store.tracking.fetch(store.tracking.version(EDGE, 2).model)
-    assert [one for one in store.versions.copies(store.old.data.raw) if not one.is_whole] == []
+    copies = store.versions.cache.copies(store.old.data.raw)
+    assert [one for one in copies if not one.is_whole] == []
 
 
 KILLER = """

@@ -12,7 +12,7 @@ from tasks.lineage.record import Code, Record
 from tasks.refs import ModelRef
 from tasks.settings import Settings
 from tasks.tracking import Tracking
-from tasks.versioning import Places, Versions
+from tasks.versioning import Cache, Places, Versions
 
 
 def manifest_of(root):
@@ -123,7 +123,7 @@ def test_files_of_their_own_are_removed_and_copies_named(project, bench, toy, mo
     kept = cache / "files" / "md5" / digest[:2] / digest[2:]
     kept.parent.mkdir(parents=True)
     kept.write_bytes(content)
-    monkeypatch.setattr(Versions, "places", Places(cache, None, None))
+    monkeypatch.setattr(Cache, "places", Places(cache, None, None))
     monkeypatch.setattr(Versions, "add", lambda self: "new.dir")
     before = files_of(project)
     found = forget(Settings(), [row["row"]])
@@ -167,7 +167,7 @@ def tables(project, monkeypatch):
     for row, source in zip(rows, ["rows.csv#0", "rows.csv#2", "only.csv#0"], strict=False):
         row["source"] = source
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
-    monkeypatch.setattr(Versions, "places", Places(project / "cache", None, None))
+    monkeypatch.setattr(Cache, "places", Places(project / "cache", None, None))
     monkeypatch.setattr(Versions, "add", lambda self: "new.dir")
     return [row["row"] for row in rows[:3]]
 

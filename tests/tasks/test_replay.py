@@ -15,7 +15,7 @@ from tasks.refs import DataRef
 from tasks.replay import Replay, replay
 from tasks.settings import Settings
 from tasks.tracking import Tracking
-from tasks.versioning import Versions
+from tasks.versioning import Cache
 from tests.dvc_store import keep_all
 
 REPOSITORY = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(recorded, tmp_path, monkeypa
         (target / "half.npy").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
-    monkeypatch.setattr(Versions, "restore", fill)
+    monkeypatch.setattr(Cache, "restore", fill)
     with pytest.raises(SetupError, match="no space is left") as caught:
         recorded.replay(tmp_path / "scratch")
     assert len(str(caught.value).splitlines()) == 1

@@ -25,7 +25,7 @@ from tasks.stage import Run, stage
 from tasks.succession import CHAMPION, Succession
 from tasks.tracking import Tracking
 from tasks.verify import Finding, Report, verify, verify_all
-from tasks.versioning import Places, Versions
+from tasks.versioning import Cache, Places, Versions
 from tests.conftest import toy_of
 from tests.dvc_store import keep_all
 
@@ -74,7 +74,8 @@ class Place:
     @property
     def versions(self):
         found = Versions(self.root, self.root / ".stillmark")
-        found.places = Places(self.cache, "here", str(self.remote))  # asking DVC takes a second
+        # Asking DVC takes a second.
+        found.cache.places = Places(self.cache, "here", str(self.remote))
         return found
 
     def verify(self, number=2, name=EDGE, **more) -> Report:
@@ -378,7 +379,7 @@ def test_a_remote_that_does_not_answer(place, monkeypatch):
     def refuse(_self, _directory):
         raise SetupError("DVC's remote 'there' does not answer: connection refused")
 
-    monkeypatch.setattr(Versions, "copies", refuse)
+    monkeypatch.setattr(Cache, "copies", refuse)
     found = place.verify().problems
     assert {(one.kind, one.status) for one in found} == {
         ("raw data", "missing"),

@@ -1,10 +1,8 @@
 import shutil
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from tasks import documents
 from tasks.documents import Manifest, dotted
 from tasks.errors import ArtifactError, ParamsError, SetupError
-from tasks.versioning import Versions
+from tasks.versioning import Cache, Versions
 
 
 def test_the_chain_holds_every_ancestor_once_and_parents_first(story, chain):
@@ -120,12 +118,12 @@ def test_a_manifest_of_other_rows_is_not_taken_for_the_recorded_one(own):
     assert "'prepared.dir'" in found
 
 
-@dataclass
-class Cache(Versions):
+class OneVersion(Cache):
     """DVC's cache with one data version in it, which is no longer the prepared one."""
 
-    root: Path
-    manifest: Path
+    def __init__(self, dvc, manifest):
+        super().__init__(dvc)
+        self.manifest = manifest
 
     def listing(self, directory):
         assert directory == "prepared.dir"
@@ -136,14 +134,20 @@ class Cache(Versions):
         return self.manifest
 
 
+def with_one(root, manifest):
+    versions = Versions(root, root)
+    versions.cache = OneVersion(versions.dvc, manifest)
+    return versions
+
+
 def test_an_older_manifest_comes_from_dvc(story, tmp_path):
     kept = story.bench.root / "prepared" / "manifest.parquet"
     gather = partial(documents.gather, story.bench.tracking, version=story.version)
-    old = gather(versions=Cache(tmp_path, kept))
+    old = gather(versions=with_one(tmp_path, kept))
     assert old.manifests == story.gather().manifests
     other = tmp_path / "other.parquet"
     pyarrow.parquet.write_table(pyarrow.parquet.read_table(kept).slice(1), other)
-    (found,) = gather(versions=Cache(tmp_path, other)).manifests.values()
+    (found,) = gather(versions=with_one(tmp_path, other)).manifests.values()
     assert f"recorded {story.bench.run.data.manifest}" in found
 
 

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from tasks import versioning
 from tasks.errors import DataError
-from tasks.versioning import Versions, fingerprint
+from tasks.versioning import Dvc, Versions, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -56,38 +55,38 @@ def added(imported):
 @pytest.fixture
 def calls(monkeypatch):
     """Every command that DVC is given."""
-    found, run = [], Versions._dvc
+    found, run = [], Dvc.run
 
     def noted(self, *words):
         found.append(words[0])
         return run(self, *words)
 
-    monkeypatch.setattr(Versions, "_dvc", noted)
+    monkeypatch.setattr(Dvc, "run", noted)
     return found
 
 
 def test_dvc_is_asked_only_where_names_sizes_or_times_differ(added, calls):
     raw, picture = added.raw(), added.root / "data" / "cat" / "a.txt"
-    assert [added.seen(), added.seen()] == [raw, raw]
+    assert [added.source.seen(), added.source.seen()] == [raw, raw]
     assert calls == ["status"]
 
     # Touched, but the same.
     content = picture.read_bytes()
     picture.unlink()
     picture.write_bytes(content)
-    assert [added.seen(), added.seen()] == [raw, raw]
+    assert [added.source.seen(), added.source.seen()] == [raw, raw]
     assert calls == ["status"] * 2
 
     picture.unlink()
     picture.write_text("two")
-    changed = added.seen()
+    changed = added.source.seen()
     assert changed.startswith("changed-")
-    assert added.seen() == changed
+    assert added.source.seen() == changed
     picture.write_text("three")
-    assert added.seen() not in {raw, changed}
+    assert added.source.seen() not in {raw, changed}
 
     dvc(added.root, "add", "data")
-    assert added.seen() == added.raw() != raw
+    assert added.source.seen() == added.raw() != raw
 
 
 def test_nothing_is_read_to_see_that_nothing_changed(tmp_path):
@@ -104,17 +103,17 @@ def test_nothing_is_read_to_see_that_nothing_changed(tmp_path):
 
 def test_an_import_is_fetched_again_only_where_its_source_changed(imported, calls):
     raw, source = imported.raw(), imported.root.parent / "source"
-    assert imported.imported_from == "../source"
-    assert imported.refresh() is False
+    assert imported.source.imported_from == "../source"
+    assert imported.source.refresh() is False
     assert calls == ["status"]
     assert imported.raw() == raw
     (source / "cat" / "b.txt").write_text("two")
-    assert imported.refresh() is True
+    assert imported.source.refresh() is True
     assert imported.raw() != raw
     assert (imported.root / "data" / "cat" / "b.txt").read_text() == "two"
-    assert imported.seen() == imported.raw()
+    assert imported.source.seen() == imported.raw()
     assert "frozen: true" in (imported.root / "data.dvc").read_text()
-    assert imported.refresh() is False
+    assert imported.source.refresh() is False
 
 
 def test_where_the_source_is_gone_the_data_stays(imported):
@@ -122,16 +121,16 @@ def test_where_the_source_is_gone_the_data_stays(imported):
     raw = imported.raw()
     shutil.rmtree(imported.root.parent / "source")
     with pytest.raises(DataError, match=r"/source.*data/ was imported from, is missing; bring it"):
-        imported.refresh()
+        imported.source.refresh()
     assert (imported.root / "data" / "cat" / "a.txt").read_text() == "one"
-    assert (imported.raw(), imported.seen()) == (raw, raw)
+    assert (imported.raw(), imported.source.seen()) == (raw, raw)
 
 
 def test_what_was_changed_here_is_not_overwritten(imported):
     (imported.root.parent / "source" / "cat" / "b.txt").write_text("two")
     (imported.root / "data" / "cat" / "c.txt").write_text("mine")
     with pytest.raises(DataError, match=r"imported from \.\./source and changed here"):
-        imported.refresh()
+        imported.source.refresh()
     assert (imported.root / "data" / "cat" / "c.txt").read_text() == "mine"
 
 
@@ -140,14 +139,14 @@ def test_a_source_that_does_not_answer_is_one_line(imported):
     address = "http://127.0.0.1:9/data.csv"
     file.write_text(file.read_text().replace("../source", address))
     with pytest.raises(DataError) as caught:
-        imported.refresh()
+        imported.source.refresh()
     assert str(caught.value).startswith(f"{address}, which data/ was imported from, ")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_an_update_that_fails_leaves_the_data_as_it_was(imported, monkeypatch):
     (imported.root.parent / "source" / "cat" / "b.txt").write_text("two")
-    run = Versions._dvc
+    run = Dvc.run
 
     def fails(self, *words):
         if words[0] == "update":
@@ -155,20 +154,13 @@ def test_an_update_that_fails_leaves_the_data_as_it_was(imported, monkeypatch):
             raise DataError("dvc: the line broke")
         return run(self, *words)
 
-    monkeypatch.setattr(Versions, "_dvc", fails)
+    monkeypatch.setattr(Dvc, "run", fails)
     with pytest.raises(DataError, match="the line broke"):
-        imported.refresh()
+        imported.source.refresh()
     assert (imported.root / "data" / "cat" / "a.txt").read_text() == "one"
 
 
 def test_data_that_was_added_has_no_source(added, calls):
-    assert added.imported_from is None
-    assert added.refresh() is False
+    assert added.source.imported_from is None
+    assert added.source.refresh() is False
     assert calls == []
-
-
-def test_a_small_file_is_written_as_a_whole(tmp_path):
-    versioning.replace_text(tmp_path / "new" / "file", "one")
-    versioning.replace_text(tmp_path / "new" / "file", "two")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
-    assert (tmp_path / "new" / "file").read_text() == "two"
