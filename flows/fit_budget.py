@@ -1,30 +1,31 @@
 """Fit a budget: the cheapest model that a device can hold, chosen on validation rows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
-from flows.chain import P, Walker, pretrained, shrink, teach_all, walk, warmed
+from flows.candidates import Attempt, Project, attempt, walker
+from flows.chain import pretrained, teach_all, walk, warmed
+from flows.front_picture import draw_front
 from flows.once import NOTED, alone, flow_run_id, preflight, wait_for_task_states
-from flows.search import Point, Search, applied, hurried, points, space_of
+from flows.search import Point, Search, applied, points, space_of
 from tasks.data import data
 from tasks.distill import distill
-from tasks.errors import CompressionError, ParamsError, TrainingError
+from tasks.errors import CompressionError, ParamsError
 from tasks.evaluate import Evaluation
 from tasks.lineage import origin
 from tasks.lineage.digests import digest_of_value
-from tasks.measure import host
 from tasks.params import Params, load
 from tasks.refs import ModelRef, VersionRef
 from tasks.register import register
 from tasks.rows import Rows
 from tasks.settings import Settings
-from tasks.stage import Run, Stage
+from tasks.stage import Run
 from tasks.tracking import Tracking, payload_of
 from tasks.versioning import PREPARED
 from tasks.weigh import (
@@ -34,18 +35,13 @@ from tasks.weigh import (
     Limits,
     Space,
     Weighed,
-    WeighParams,
     choose,
-    draw_front,
     front,
     labelled_validation,
-    weigh,
 )
 
 ROLE, PLOT_FILE = "candidate", "front.png"
 SECTIONS = ("distill", "prune", "factorize", "quantize")
-# A sketch's latency is one look at a busy host: only what is far beyond the limit is given up.
-FAR = {"latency_ms": 1.5, "size_kb": 1.02, "memory_kb": 1.25}
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,8 @@ class Fitted:
         limits: The budget.
         found: Every trained candidate, measured together.
         choice: The cheapest inside, or the nearest miss.
-        given_up: Why the others were not trained, by candidate.
+        given_up: Why the others were not trained in full, by candidate.
+        screened: What was found after the short trainings, in their order.
         candidates: Every trained candidate's registered version, by name.
         sections: What to write into params.yaml for the chosen, by section; empty for a miss.
         versions: The chosen chain's registered versions by role; empty for a miss.
@@ -69,6 +66,7 @@ class Fitted:
     found: Found
     choice: Choice
     given_up: dict[str, str]
+    screened: tuple[Weighed, ...]
     candidates: dict[str, VersionRef]
     sections: dict[str, Any]
     versions: dict[str, VersionRef]
@@ -80,83 +78,6 @@ class Fitted:
 def _store() -> Tracking:
     settings = Settings()
     return Tracking(settings.tracking_uri, settings.home)
-
-
-@dataclass(frozen=True)
-class Project:
-    """What all candidates share.
-
-    Attributes:
-        run: What their stages share.
-        params: The parameter tree.
-        limits: The budget.
-        teachers: The chain's teachers, by role.
-        reference: The dense float student.
-    """
-
-    run: Run
-    params: Params
-    limits: Limits
-    teachers: dict[str, ModelRef]
-    reference: ModelRef
-
-    def weigh(self, candidates: dict[str, ModelRef]) -> Found:
-        """Measures candidates beside the reference."""
-        calls = self.params.evaluate.latency_calls
-        section = WeighParams(latency_calls=calls, host=host())
-        report = weigh.run(self.run, section, reference=self.reference, **candidates)
-        return Found.read(payload_of(_store().fetch(report).folder))
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What became of one candidate.
-
-    Attributes:
-        edge: The model; None where it was given up.
-        weighed: What was found of it, measured beside the reference alone; None of one given up.
-        excess: How far it is beyond the tightest limit; 0 or less is inside.
-        reason: Why it was given up.
-    """
-
-    edge: ModelRef | None = None
-    weighed: Weighed | None = None
-    excess: float = math.inf
-    reason: str = ""
-
-
-@task(name="candidate", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def attempt(name: str, project: Project, params: Params) -> Attempt:
-    """Makes one candidate: first in one step, to see what it costs, then in earnest."""
-    meet = walker(project.run)
-    try:
-        if any(getattr(project.limits, limit) is not None for limit in FAR):
-            sketch = shrink(meet, hurried(params), project.teachers)["edge"]
-            over = _beyond(project.weigh({name: sketch}).candidates[0], project.limits)
-            if over:
-                worst = max(over, key=lambda limit: over[limit])
-                reason = f"{over[worst]:.2f} times {worst} before any training"
-                return Attempt(excess=over[worst] - 1, reason=reason)
-        edge = shrink(meet, params, project.teachers)["edge"]
-    except (CompressionError, ParamsError, TrainingError) as error:
-        return Attempt(reason=str(error))
-    weighed = project.weigh({name: edge}).candidates[0]
-    return Attempt(edge, weighed, max(weighed.spent(project.limits).values()) - 1)
-
-
-def walker(run: Run) -> Walker:
-    """Meets a stage by running it."""
-
-    def execute(stage: Stage[P], section: P, **inputs: ModelRef) -> ModelRef:
-        return stage.run(run, section, **inputs)
-
-    return execute
-
-
-def _beyond(found: Weighed, limits: Limits) -> dict[str, float]:
-    """Limits that no training can keep, with the share of each that is used."""
-    spent = found.spent(limits)
-    return {name: spent[name] for name, far in FAR.items() if spent.get(name, 0) > far}
 
 
 @flow(name="fit-budget", validate_parameters=False, **NOTED)
@@ -171,8 +92,10 @@ def fit_budget() -> Fitted:
     meet = warmed(walker(run), tracking, run, params)
     teachers = teach_all(meet, params, pretrained(meet, params))
     reference = meet(distill, params.distill, **teachers)
-    project = Project(run, params, budget.limits, teachers, reference)
-    edges, given_up = _search(project, settings, budget.trials)
+    project = Project(run, params, budget.limits, budget.screening_share, teachers, reference)
+    attempts = _search(project, settings, budget.trials)
+    edges = {name: one.edge for name, one in attempts.items() if one.edge}
+    given_up = {name: one for name, one in attempts.items() if not one.edge}
     if not edges:
         nearest = min(given_up, key=lambda name: given_up[name].excess)
         raise CompressionError(
@@ -182,7 +105,9 @@ def fit_budget() -> Fitted:
     found = project.weigh(edges)
     registered = _register(project, edges, found)
     choice = choose(found.candidates, budget.limits)
-    create_table_artifact(rows_of(found, budget.limits), key="front", description=sentence(choice))
+    create_table_artifact(
+        rows_of(found, budget.limits), key="front", description=sentence(choice, budget.limits)
+    )
     plot = settings.home / PLOT_FILE
     draw_front(found, budget.limits, choice.chosen.name if choice.chosen else None, plot)
     sections, versions, evaluation = _finish(project, choice)
@@ -191,6 +116,7 @@ def fit_budget() -> Fitted:
         found=found,
         choice=choice,
         given_up={name: one.reason for name, one in given_up.items()},
+        screened=tuple(one.screened for one in attempts.values() if one.screened),
         candidates=registered,
         sections=sections,
         versions=versions,
@@ -223,32 +149,30 @@ def budget_of(params: Params) -> BudgetParams:
     return params.budget
 
 
-def _search(
-    project: Project, settings: Settings, trials: int
-) -> tuple[dict[str, ModelRef], dict[str, Attempt]]:
-    """Candidates by name, and those given up; what was tried before is taken again."""
+def _search(project: Project, settings: Settings, trials: int) -> dict[str, Attempt]:
+    """All attempts by candidate, in order; what was tried before is taken again."""
     params = project.params
     space = space_of(params)
     search = Search.resume(settings, _study(project, space), space, params.compute.seed)
-    edges: dict[str, ModelRef] = {}
-    given_up: dict[str, Attempt] = {}
+    attempts: dict[str, Attempt] = {}
 
     def make(point: Point) -> Attempt:
         name = point.name(space)
-        found = attempt(name, project, applied(params, space, point))
-        if found.edge is None:
-            given_up[name] = found
-        else:
-            edges[name] = found.edge
-        return found
+        rivals = [one.screened for one in attempts.values() if one.screened]
+        attempts[name] = attempt(name, project, applied(params, space, point), rivals)
+        return attempts[name]
 
     for point in search.tried:
         make(point)
-    while len(edges) < trials and (proposed := search.propose()):
+    while _trained(attempts) < trials and (proposed := search.propose()):
         trial, point = proposed
         found = make(point)
         search.tell(trial, found.weighed, found.excess)
-    return edges, given_up
+    return attempts
+
+
+def _trained(attempts: dict[str, Attempt]) -> int:
+    return sum(one.edge is not None for one in attempts.values())
 
 
 def _study(project: Project, space: Space) -> str:
@@ -263,6 +187,7 @@ def _study(project: Project, space: Space) -> str:
             "chain": chain,
             "space": space.plain(),
             "limits": project.limits.plain(),
+            "screening": project.screening_share,
             "data": project.run.data.content,
             "teachers": [ref.content for ref in project.teachers.values()],
             "code": origin.code().digest,
@@ -280,6 +205,8 @@ def _register(project: Project, edges: dict[str, ModelRef], found: Found) -> dic
             "size_bytes": float(one.cost.size_bytes),
             "latency_p50_ms": one.cost.latency_p50_ms,
         }
+        more = {"low": one.cost.latency_low_ms, "high": one.cost.latency_high_ms}
+        figures |= {f"latency_{end}_ms": at for end, at in more.items() if at is not None}
         ref = edges[one.name]
         tags = {"stillmark.candidate": one.name}
         versions[one.name] = tracking.register(f"{project.run.project}.{ROLE}", ref, tags)
@@ -349,9 +276,23 @@ def rows_of(found: Found, limits: Limits) -> list[dict[str, Any]]:
     ]
 
 
+def screened_rows(screened: Sequence[Weighed]) -> list[dict[str, Any]]:
+    """What was found after the short trainings, as plain data, in the order of the search."""
+    return [_figures(one) for one in screened]
+
+
 def _row(one: Weighed, limits: Limits, *, on_front: bool) -> dict[str, Any]:
     spent = one.spent(limits)
     worst = max(spent, key=lambda name: spent[name])
+    return {
+        **_figures(one),
+        "on_front": on_front,
+        "inside": spent[worst] <= 1,
+        "binding": worst,
+    }
+
+
+def _figures(one: Weighed) -> dict[str, Any]:
     return {
         "candidate": one.name,
         "accuracy": one.accuracy.value,
@@ -362,21 +303,29 @@ def _row(one: Weighed, limits: Limits, *, on_front: bool) -> dict[str, Any]:
         "drop_high": one.drop.high,
         "agreement": one.agreement,
         **one.cost.model_dump(),
-        "on_front": on_front,
-        "inside": spent[worst] <= 1,
-        "binding": worst,
     }
 
 
-def sentence(choice: Choice) -> str:
-    """What a search came to, in a sentence."""
+def sentence(choice: Choice, limits: Limits) -> str:
+    """What a search came to, in a sentence, and a second where a latency may be either side."""
     if choice.chosen:
         return (
             f"'{choice.chosen.name}' is the cheapest candidate within the budget; it is closest to "
-            f"{choice.binding} ({choice.used:.0%} used)."
+            f"{choice.binding} ({choice.used:.0%} used).{_doubt(choice, limits)}"
         )
     much = f"{choice.used:.2f} times" if math.isfinite(choice.used) else "more than"
     return (
         f"No candidate is within the budget. The nearest, '{choice.nearest.name}', takes {much} "
-        f"{choice.binding}."
+        f"{choice.binding}.{_doubt(choice, limits)}"
+    )
+
+
+def _doubt(choice: Choice, limits: Limits) -> str:
+    cost, limit = choice.nearest.cost, limits.latency_ms
+    low, high = cost.latency_low_ms, cost.latency_high_ms
+    if limit is None or low is None or high is None or not low <= limit < high:
+        return ""
+    return (
+        f" Its latency may be on either side of the limit ({low:.3f}–{high:.3f} ms): raise "
+        "evaluate.latency_calls, and keep the host quiet."
     )

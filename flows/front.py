@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from flows.fit_budget import Fitted, rows_of, sentence
+from flows.fit_budget import Fitted, rows_of, screened_rows, sentence
 from flows.tables import command
 
 SHORT = {
@@ -24,7 +24,7 @@ def candidates_table(fitted: Fitted) -> Table:
     """The reference and every trained candidate, fewest bytes first."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("candidate", overflow="fold")
-    for name in ("accuracy", "95% interval", "drop", "KiB", "p50 ms", ""):
+    for name in ("accuracy", "95% interval", "drop", "KiB", "p50 ms", "95% interval", ""):
         table.add_column(name, justify="right", no_wrap=True)
     chosen = fitted.choice.chosen
     for row in rows_of(fitted.found, fitted.limits):
@@ -37,9 +37,14 @@ def candidates_table(fitted: Fitted) -> Table:
             f"{100 * row['drop']:.1f}",
             f"{row['size_bytes'] / 1024:.1f}",
             f"{row['latency_p50_ms']:.3f}",
+            _interval_ms(row["latency_low_ms"], row["latency_high_ms"]),
             f"{marks}{' *' if row['on_front'] else ''}",
         )
     return table
+
+
+def _interval_ms(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{low:.3f}–{high:.3f}"
 
 
 def show_fitted(console: Console, fitted: Fitted) -> None:
@@ -61,11 +66,13 @@ def show_fitted(console: Console, fitted: Fitted) -> None:
             candidates_table(fitted),
             f"accuracy, and drop in points: on {fitted.found.rows} labelled validation rows, "
             "against the reference, the dense float student.",
+            "p50: one call at batch 1 on one thread, all taking turns; the interval is of this run "
+            "of calls.",
             "*: no other candidate is as accurate, as small and as fast.",
             f"picture: {fitted.plot}",
-            *(["given up:", *given_up] if given_up else []),
+            *(["given up:", *map(escape, given_up)] if given_up else []),
             "",
-            f"[bold]{escape(sentence(fitted.choice))}[/bold]",
+            f"[bold]{escape(sentence(fitted.choice, fitted.limits))}[/bold]",
             *map(escape, after),
         ),
         soft_wrap=False,
@@ -87,6 +94,7 @@ def fitted_as_json(fitted: Fitted) -> dict[str, Any]:
         "host": fitted.found.host,
         "candidates": rows_of(fitted.found, fitted.limits),
         "given_up": fitted.given_up,
+        "screened": screened_rows(fitted.screened),
         "chosen": fitted.choice.chosen.name if fitted.choice.chosen else None,
         "nearest": fitted.choice.nearest.name,
         "binding": fitted.choice.binding,

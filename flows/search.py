@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from tasks.distillation import DistillationParams
 from tasks.errors import CompressionError
 from tasks.factorize import FactorizeParams
 from tasks.factorizers.svd import Svd
+from tasks.fit import FitParams
 from tasks.params import Params
 from tasks.prune import PruneParams
 from tasks.pruners.magnitude import Magnitude
@@ -129,20 +130,30 @@ def hurried(params: Params) -> Params:
 
     What such a chain makes costs the device what the trained model will, and takes seconds.
     """
+    return _with_steps(params, lambda _steps: 1)
 
-    def shortened(section: Any) -> Any:  # noqa: ANN401 - any section
+
+def shortened(params: Params, share: float) -> Params:
+    """The same with trainings of a share of the steps, at least one; none stays none."""
+    return _with_steps(params, lambda steps: max(1, round(share * steps)) if steps else 0)
+
+
+def _with_steps(params: Params, change: Callable[[int], int]) -> Params:
+    """The same with another number of steps wherever the student, or what it becomes, trains."""
+
+    def changed(section: Any) -> Any:  # noqa: ANN401 - any section
         if isinstance(section, tuple):
-            return tuple(map(shortened, section))
+            return tuple(map(changed, section))
+        if isinstance(section, FitParams):
+            return section.model_copy(update={"steps": change(section.steps)})
         if not isinstance(section, Section):
             return section
-        if "steps" in type(section).model_fields:
-            return section.model_copy(update={"steps": 1})
         return section.model_copy(
-            update={name: shortened(getattr(section, name)) for name in type(section).model_fields}
+            update={name: changed(getattr(section, name)) for name in type(section).model_fields}
         )
 
     names = ("distill", "prune", "factorize", "quantize")
-    return params.model_copy(update={name: shortened(getattr(params, name)) for name in names})
+    return params.model_copy(update={name: changed(getattr(params, name)) for name in names})
 
 
 def _recovery(params: Params) -> DistillationParams:

@@ -24,6 +24,7 @@ from tasks.modalities import Modality
 from tasks.networks import SPEC_FILE, Spec
 from tasks.rows import Part
 from tasks.sections import parse
+from tasks.statistics import Estimate, estimate, medians_again
 
 WARM_UP_CALLS = 10
 BATCH, BATCH_CALLS = 256, 5
@@ -59,6 +60,9 @@ print(kib("VmHWM") - before)
 class Cost(BaseModel):
     """What a stored network costs on this host.
 
+    The intervals are of the latency in that one run, see `latencies`; None in reports from before
+    they were kept.
+
     Attributes:
         size_bytes: Size of its ONNX file.
         parameters: Trainable values; None where no spec is stored beside the file.
@@ -67,6 +71,11 @@ class Cost(BaseModel):
         latency_p95_ms: 95th percentile of the same.
         throughput_rows_per_second: Rows per second in the median call of 256 rows on one thread.
         peak_memory_kib: See `peak_memory_kib`.
+        latency_low_ms: Lower end of the 95% interval of `latency_p50_ms`.
+        latency_high_ms: Upper end.
+        latency_ratio: `latency_p50_ms` over that of the first network measured in the same run.
+        latency_ratio_low: Lower end of its 95% interval, paired: the two took turns.
+        latency_ratio_high: Upper end.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,6 +87,11 @@ class Cost(BaseModel):
     latency_p95_ms: float
     throughput_rows_per_second: float
     peak_memory_kib: float
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_low: float | None = None
+    latency_ratio_high: float | None = None
 
 
 def costs(
@@ -87,7 +101,7 @@ def costs(
 
     Args:
         modality: Of the rows.
-        folders: Each with a network's files, by name.
+        folders: Each with a network's files, by name; latencies are held against the first's.
         rows: At least one row.
         calls: Timed calls of each at batch 1.
 
@@ -98,10 +112,12 @@ def costs(
     asks = {name: asking(modality, folder) for name, folder in folders.items()}
     seconds = interleaved({name: _call(ask, one) for name, ask in asks.items()}, calls)
     speeds = throughputs(asks, rows)
+    medians = latencies(seconds)
     found: dict[str, Cost] = {}
     for name, folder in folders.items():
         parameters, macs = effort(folder, torch.from_numpy(row))
         p50, p95 = percentiles_ms(seconds[name])
+        median, ratio = medians[name]
         found[name] = Cost(
             size_bytes=(folder / MODEL_FILE).stat().st_size,
             parameters=parameters,
@@ -110,8 +126,35 @@ def costs(
             latency_p95_ms=p95,
             throughput_rows_per_second=speeds[name],
             peak_memory_kib=peak_memory_kib(folder / MODEL_FILE, row),
+            latency_low_ms=median.low,
+            latency_high_ms=median.high,
+            latency_ratio=ratio.value,
+            latency_ratio_low=ratio.low,
+            latency_ratio_high=ratio.high,
         )
     return found
+
+
+def latencies(
+    seconds: Mapping[str, NDArray[np.float64]],
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """Median call of each model in milliseconds, and that over the first model's.
+
+    The 95% intervals are those of `medians_again`, rounds being drawn whole. They tell how well
+    this run of calls knows its medians; another hour of the same host may be busier.
+
+    Args:
+        seconds: What `interleaved` gave: of each model as many calls, at least one.
+    """
+    columns = np.stack([*seconds.values()], axis=1)
+    value, again = np.median(columns, axis=0) * 1000, medians_again(columns) * 1000
+    return {
+        name: (
+            estimate(float(value[at]), again[:, at]),
+            estimate(float(value[at] / value[0]), again[:, at] / again[:, 0]),
+        )
+        for at, name in enumerate(seconds)
+    }
 
 
 def interleaved(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from tasks.onnx_layers import constant, layers, observed
 
 REPORT_FILE = "quantization.json"
 DIGITS = 6
+Activations = Literal["float", "fixed ranges", "ranges of each batch"]
 
 
 class LayerError(BaseModel):
@@ -31,6 +32,7 @@ class LayerError(BaseModel):
         compensated_weights_mse: The same of the weights with error compensation, on the scale of
             the float graph; None where there is none.
         compensated_outputs_mse: The same of the outputs.
+        float_size_bytes: Bytes of its weights before; None in reports from before that was kept.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -43,6 +45,7 @@ class LayerError(BaseModel):
     outputs_mse: float | None
     compensated_weights_mse: float | None = None
     compensated_outputs_mse: float | None = None
+    float_size_bytes: int | None = None
 
 
 class QuantizationReport(BaseModel):
@@ -52,6 +55,12 @@ class QuantizationReport(BaseModel):
         method: The quantizer with its parameters.
         size_bytes: Bytes of the quantized file.
         layers: In the graph's order.
+        activations: What goes into the layers: `float`; 8 bits with `fixed ranges`, read from the
+            calibration rows; or 8 bits with the `ranges of each batch`: those are known in a call
+            alone, so that none can be told here, and a layer's outputs err by a little more or less
+            in another batch than in those of 64 calibration rows that `outputs_mse` is of. None in
+            reports from before that was kept.
+        kept_in_float: The layers whose weights stay as they are; None in the same.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -59,6 +68,8 @@ class QuantizationReport(BaseModel):
     method: dict[str, Any]
     size_bytes: int
     layers: tuple[LayerError, ...]
+    activations: Activations | None = None
+    kept_in_float: tuple[str, ...] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "QuantizationReport":
@@ -80,6 +91,7 @@ class Quantized:
         value: The name of a weight's dequantized values, by its name in the float graph.
         parts: The names of the stored tensors that these are made of.
         equalized: What was done to the float graph before.
+        activations: What goes into the layers, see `QuantizationReport`.
     """
 
     model: onnx.ModelProto
@@ -87,6 +99,7 @@ class Quantized:
     value: Callable[[str], str]
     parts: Callable[[str], list[str]]
     equalized: Equalized | None = None
+    activations: Activations = "float"
 
 
 def report(
@@ -109,7 +122,8 @@ def report(
     """
     chosen = compensated or plain
     stored = {tensor.name for tensor in chosen.model.graph.initializer}
-    found = [one for one in layers(source) if stored.issuperset(chosen.parts(one.weight))]
+    every = layers(source)
+    found = [one for one in every if stored.issuperset(chosen.parts(one.weight))]
     weights, outputs = _weights_mse(source, plain), _outputs_mse(source, plain, rows)
     better = _weights_mse(source, compensated) if compensated else {}
     closer = _outputs_mse(source, compensated, rows) if compensated else {}
@@ -128,9 +142,12 @@ def report(
                 outputs_mse=outputs.get(one.name),
                 compensated_weights_mse=better.get(one.name),
                 compensated_outputs_mse=closer.get(one.name),
+                float_size_bytes=constant(source, one.weight).nbytes,
             )
             for one in found
         ),
+        activations=chosen.activations,
+        kept_in_float=tuple(one.name for one in every if one not in found),
     )
 
 

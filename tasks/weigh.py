@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tasks.answers import asking
 from tasks.errors import DataError
 from tasks.measure import Cost, costs
-from tasks.pictures import Dot, trade_off
 from tasks.quantizers import QUANTIZERS, Quantizer
 from tasks.refs import ModelRef
 from tasks.rows import Part, Rows
@@ -67,7 +66,8 @@ class Space(Section):
         shallower: How many layers fewer.
         keep_ratios: Shares of each layer's channels that pruning keeps; null prunes nothing.
         ranks: Shares of each layer's parameters that low-rank factors keep; null factors nothing.
-        precisions: Ways to store the weights.
+        precisions: Ways to store the weights. What `quantize.finetune` says goes with those that
+            training can imitate.
     """
 
     widths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
@@ -92,11 +92,14 @@ class BudgetParams(Limits):
         space: What the search may choose from; null tries three quarters and half of the widths,
             with and without what `prune` and `factorize` say, and the float file beside what
             `quantize` says.
-        trials: Candidates that are trained at most.
+        trials: Candidates that are trained in full at most.
+        screening_share: Share of all training steps that a candidate takes first, to see whether
+            the rest is worth it (see `flows.candidates`); 0 trains every candidate in full.
     """
 
     space: Space | None = None
     trials: Annotated[int, Field(ge=1)] = 16
+    screening_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
 
     @property
     def limits(self) -> Limits:
@@ -296,23 +299,3 @@ def choose(weighed: Sequence[Weighed], limits: Limits) -> Choice:
     spent = nearest.spent(limits)
     binding = max(spent, key=lambda name: spent[name])
     return Choice(chosen, nearest, binding, spent[binding])
-
-
-def draw_front(found: Found, limits: Limits, chosen: str | None, path: Path) -> None:
-    """The trade-off of all that was weighed, the best of it as a line, limits as lines."""
-    dots = [_dot(one, chosen) for one in (found.reference, *found.candidates)]
-    with trade_off(path, dots, f"{found.rows} validation rows") as axes:
-        best = [_dot(one, None) for one in front(found.candidates)]
-        axes.plot([dot.size_kib for dot in best], [dot.accuracy for dot in best], ":")
-        if limits.size_kb is not None:
-            axes.axvline(limits.size_kb, color="C3", linestyle="--")
-        if limits.max_accuracy_drop is not None:
-            floor = found.reference.accuracy.value - limits.max_accuracy_drop
-            axes.axhline(floor, color="C3", linestyle="--")
-
-
-def _dot(one: Weighed, chosen: str | None) -> Dot:
-    name = f"{one.name} (chosen)" if one.name == chosen else one.name
-    accuracy, cost = one.accuracy, one.cost
-    size_kib, latency_ms = cost.size_bytes / KIB, cost.latency_p50_ms
-    return Dot(name, size_kib, accuracy.value, accuracy.low, accuracy.high, latency_ms)

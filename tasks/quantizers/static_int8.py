@@ -111,6 +111,7 @@ class StaticInt8(Quantizer):
                 f"{weight}_{part}" for part in ("quantized", "scale", "zero_point")
             ],
             equalized=start,
+            activations="fixed ranges",
         )
 
     def _int8(self, model: onnx.ModelProto, ranges: Any) -> onnx.ModelProto:  # noqa: ANN401

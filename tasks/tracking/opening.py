@@ -48,7 +48,7 @@ def opened(uri: str, home: Path) -> MlflowClient:
         with clear_errors(uri):
             _first_contact(uri)
     # Four processes that make a new SQLite store at once crash; one at a time do not.
-    with FileLock(home / "mlflow.lock", timeout=120), clear_errors(uri):
+    with clear_errors(uri), FileLock(home / "mlflow.lock", timeout=120):
         _refuse_locked(uri)
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-from flows.search import Point, Search, applied, hurried, points, space_of
+from flows.search import Point, Search, applied, hurried, points, shortened, space_of
 from tasks.errors import CompressionError
 from tasks.factorize import FactorizeParams
 from tasks.factorizers.svd import Svd
@@ -131,6 +131,22 @@ def test_a_hurried_chain_takes_one_step_a_stage(params):
     assert (found.distill.fit.steps, found.prune.recovery.fit.steps) == (1, 1)
     assert found.distill.network == params.distill.network
     assert found.teach == params.teach
+
+
+def test_a_shortened_chain_takes_a_share_of_the_steps_of_every_stage_of_the_student(params):
+    untouched = params.prune.recovery.fit.model_copy(update={"steps": 0})
+    recovery = params.prune.recovery.model_copy(update={"fit": untouched})
+    tuned = params.quantize.model_copy(update={"finetune": params.prune.recovery})
+    found = shortened(params.model_copy(update={"quantize": tuned}), 0.15)
+    assert (found.distill.fit.steps, found.prune.recovery.fit.steps) == (12, 6)
+    assert found.quantize.finetune.fit.steps == 6
+    same = found.distill.model_copy(update={"fit": params.distill.fit})
+    assert same == params.distill
+    assert (found.teach, found.supervise) == (params.teach, params.supervise)
+    assert shortened(params, 0.001).distill.fit.steps == 1
+    without = params.prune.model_copy(update={"recovery": recovery})
+    found = shortened(params.model_copy(update={"prune": without}), 0.5)
+    assert found.prune.recovery.fit.steps == 0
 
 
 # Proposals

@@ -16,6 +16,7 @@ from tasks.measure import (
     effort,
     host,
     interleaved,
+    latencies,
     network_row,
     peak_memory_kib,
     percentiles_ms,
@@ -64,6 +65,21 @@ def test_models_take_turns():
 def test_seconds_become_percentiles_in_milliseconds():
     p50, p95 = percentiles_ms(np.arange(101) / 1000)
     assert (p50, p95) == pytest.approx((50, 95))
+
+
+def test_a_busy_host_widens_the_medians_and_not_their_ratio():
+    random = np.random.default_rng(0)
+    busy = np.repeat(random.uniform(1, 3, 10), 20)  # all calls of a round are slowed alike
+    own = {name: random.normal(1, 0.01, 200) for name in ("first", "second")}
+    found = latencies({"first": busy * own["first"], "second": 0.5 * busy * own["second"]})
+    first, alone = found["first"]
+    second, ratio = found["second"]
+    assert first.value == pytest.approx(1000 * np.median(busy * own["first"]))
+    assert (alone.value, alone.low, alone.high) == (1, 1, 1)
+    assert second.low < second.value < second.high
+    assert (second.high - second.low) / second.value > 0.1
+    assert ratio.low < 0.5 < ratio.high
+    assert ratio.high - ratio.low < 0.02
 
 
 @pytest.fixture
@@ -156,9 +172,14 @@ def test_costs_of_several_networks(tmp_path, build, convnet_spec, part):
     for name, cost in found.items():
         assert cost.size_bytes == (folders[name] / "model.onnx").stat().st_size
         assert 0 < cost.latency_p50_ms <= cost.latency_p95_ms
+        assert 0 < cost.latency_low_ms <= cost.latency_p50_ms <= cost.latency_high_ms
+        assert cost.latency_ratio_low <= cost.latency_ratio <= cost.latency_ratio_high
         # In batches rows are cheaper than one by one.
         assert cost.throughput_rows_per_second > 1000 / cost.latency_p95_ms
         assert cost.peak_memory_kib > 0
+    assert found["network"].latency_ratio_low == found["network"].latency_ratio_high == 1
+    quotient = found["bare"].latency_p50_ms / found["network"].latency_p50_ms
+    assert found["bare"].latency_ratio == pytest.approx(quotient)
     assert found["network"].parameters == count_parameters(network)
     assert found["network"].macs == count_macs(network, example)
     assert (found["bare"].parameters, found["bare"].macs) == (None, None)

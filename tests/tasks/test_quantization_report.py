@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -29,6 +31,8 @@ def test_an_equalized_graph_is_measured_on_the_scale_of_the_old_one():
         assert one.compensated_weights_mse < 1e-10
         assert one.compensated_outputs_mse < 1e-8
         assert one.size_bytes == constant(model, f"{one.layer}.weight").nbytes
+        assert one.float_size_bytes == one.size_bytes
+    assert made.kept_in_float == ()
 
 
 def test_errors_are_means_of_squares():
@@ -63,3 +67,14 @@ def test_what_is_written_is_read_again(tmp_path):
     made.write(tmp_path)
     assert QuantizationReport.read(tmp_path) == made
     assert {one.outputs_mse for one in made.layers} == {None}
+    assert made.activations == "float"
+
+
+def test_a_report_from_before_some_figures_were_kept_is_read(tmp_path):
+    layer = {"layer": "head", "operator": "Gemm", "bits": 8, "size_bytes": 9}
+    layer |= {"weights_mse": 0.1, "outputs_mse": None}
+    old = {"method": {"name": "static_int8"}, "size_bytes": 7, "layers": [layer]}
+    (tmp_path / "quantization.json").write_text(json.dumps(old))
+    found = QuantizationReport.read(tmp_path)
+    assert (found.activations, found.kept_in_float) == (None, None)
+    assert found.layers[0].float_size_bytes is None

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import optimize, stats
+from scipy import optimize, signal, stats
 
 from tasks import statistics
 from tasks.statistics import (
     Gain,
     Paired,
     bootstrap,
+    estimate,
     holm,
+    medians_again,
     paired,
     separation,
     share,
@@ -378,3 +380,60 @@ def test_the_interval_of_a_separation_holds_the_truth_as_often_as_it_says():
         found = separation(generator.normal(1, 1, 60), generator.normal(0, 1, 90))
         held += found.low <= truth <= found.high
     assert 0.92 <= held / 500 <= 0.98
+
+
+# Medians of what was measured one after another
+
+
+def by_order(values):
+    """The distribution-free interval of the median of independent values."""
+    ranked, count = np.sort(values), len(values)
+    at = int(stats.binom.ppf(0.025, count, 0.5))
+    return ranked[at], ranked[count - 1 - at]
+
+
+def of_blocks(values):
+    found = estimate(float(np.median(values)), medians_again(values[:, None])[:, 0])
+    return found.low, found.high
+
+
+def held_on(random, count, memory):
+    """A series whose neighbours correlate by `memory`; its true median is 0."""
+    noise = random.normal(size=count + 100) * math.sqrt(1 - memory**2)
+    return signal.lfilter([1.0], [1.0, -memory], noise)[100:]
+
+
+def test_of_independent_values_the_interval_is_nearly_that_of_order_statistics():
+    values = np.random.default_rng(0).exponential(size=900)
+    low, high = by_order(values)
+    width = high - low
+    assert of_blocks(values) == (
+        pytest.approx(low, abs=0.35 * width),
+        pytest.approx(high, abs=0.35 * width),
+    )
+
+
+def test_what_lasts_for_a_while_widens_the_interval_as_far_as_it_has_to():
+    random = np.random.default_rng(1)
+    series = [held_on(random, 300, 0.8) for _ in range(40)]
+    held = {
+        method: sum(low <= 0 <= high for low, high in map(method, series))
+        for method in (of_blocks, by_order)
+    }
+    assert held[of_blocks] >= 33
+    assert held[by_order] <= 27
+
+
+def test_columns_are_drawn_alike():
+    first = np.random.default_rng(2).random(50)
+    again = medians_again(np.stack([first, 3 * first], axis=1))
+    np.testing.assert_allclose(again[:, 1], 3 * again[:, 0])
+    assert again[:, 0].std() > 0
+    assert (medians_again(first[:, None], seed=1) != again[:, :1]).any()
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=12))
+def test_a_median_lies_in_its_interval_and_that_among_the_values(values):
+    median = float(np.median(values))
+    found = estimate(median, medians_again(np.asarray(values)[:, None])[:, 0])
+    assert min(values) <= found.low <= found.value == median <= found.high <= max(values)

@@ -1,11 +1,10 @@
+import json
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from tasks.errors import DataError, ParamsError
 from tasks.measure import Cost
@@ -19,7 +18,6 @@ from tasks.weigh import (
     Weighed,
     WeighParams,
     choose,
-    draw_front,
     front,
     labelled_validation,
     weigh,
@@ -63,8 +61,41 @@ def test_candidates_are_held_against_the_reference_on_the_same_rows(bench, toy):
     assert worse.drop.value == pytest.approx(lost)
     assert lost > 0.3
     assert worse.agreement < 0.7
+    for one in (found.reference, *found.candidates):
+        assert one.cost.latency_low_ms <= one.cost.latency_p50_ms <= one.cost.latency_high_ms
+    assert found.reference.cost.latency_ratio == 1
+    quotient = worse.cost.latency_p50_ms / found.reference.cost.latency_p50_ms
+    assert worse.cost.latency_ratio == pytest.approx(quotient)
     file = payload_of(bench.files(good)) / "model.onnx"
     assert found.reference.cost.size_bytes == file.stat().st_size
+
+
+OLD = {
+    "rows": 20,
+    "host": "a processor",
+    "reference": {
+        "name": "reference",
+        "cost": {
+            "size_bytes": 2048,
+            "parameters": 7,
+            "macs": 70,
+            "latency_p50_ms": 0.2,
+            "latency_p95_ms": 0.3,
+            "throughput_rows_per_second": 9000.0,
+            "peak_memory_kib": 64.0,
+        },
+        "accuracy": {"value": 0.9, "low": 0.8, "high": 0.95, "rows": 20},
+        "drop": {"value": 0.0, "low": 0.0, "high": 0.0},
+        "agreement": 1.0,
+    },
+    "candidates": [],
+}
+
+
+def test_a_report_from_before_latencies_had_intervals_is_read(tmp_path):
+    (tmp_path / "weighed.json").write_text(json.dumps(OLD))
+    cost = Found.read(tmp_path).reference.cost
+    assert (cost.latency_p50_ms, cost.latency_low_ms, cost.latency_ratio) == (0.2, None, None)
 
 
 def test_without_validation_labels_nothing_is_chosen():
@@ -153,16 +184,3 @@ def test_where_nothing_fits_the_nearest_miss_and_its_limit_are_named():
     found = choose(models, Limits(size_kb=2.0, latency_ms=2.0))
     assert found.chosen is None
     assert (found.nearest.name, found.binding, found.used) == ("slow", "latency_ms", 1.5)
-
-
-def test_the_picture_can_be_read(tmp_path):
-    models = (weighed("small", 0.8, 2048), weighed("large", 0.95, 20_480, latency=2.0))
-    found = Found(
-        rows=100, host="here", reference=weighed("reference", 0.96, 40_960), candidates=models
-    )
-    path = tmp_path / "front.png"
-    draw_front(found, Limits(size_kb=8.0, max_accuracy_drop=0.05), "small", path)
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("L"))
-    assert pixels.shape[0] > 400
-    assert (pixels < 200).mean() > 0.01

@@ -187,6 +187,8 @@ def test_the_report_has_every_layers_error_and_bytes(tmp_path):
     ]
     assert report.size_bytes == target.stat().st_size
     assert report.method == StaticInt8().plain()
+    assert report.activations == "fixed ranges"
+    assert report.kept_in_float == ()
     weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     for one in report.layers:
         weight = weights[f"{one.layer}.weight"].astype(float)
