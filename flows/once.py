@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
-from prefect import Flow
+from prefect import Flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
@@ -25,7 +25,7 @@ from tasks.interruption import ends_in_time
 from tasks.params import Params, load
 from tasks.processes import Note
 from tasks.project_lock import locked
-from tasks.recovery import note_of, recover, scratch
+from tasks.recovery import announce, note_of, recover, scratch
 from tasks.settings import Settings
 from tasks.signing import refuse_key
 from tasks.succession import Succession
@@ -115,16 +115,22 @@ def in_process(
         StillmarkError: Whatever stood in the way, in one line.
     """
     ids: list[str] = []
+    settings = Settings()
 
-    def note_id(flow: object, flow_run: FlowRun, state: object) -> None:  # noqa: ARG001 - as above
+    def note_id(flow: object, flow_run: FlowRun, state: object) -> None:
+        note_start(flow, flow_run, state)
+        note_of(settings, tag).unlink(missing_ok=True)
         ids.append(str(flow_run.id))
 
-    hooks: dict[str, Any] = NOTED | {"on_running": [*NOTED["on_running"], note_id]}
+    hooks: dict[str, Any] = NOTED | {"on_running": [note_id]}
     with ends_in_time():
         end_on_sigterm()
         hide_known_failures()
         reach_api()
-        return called.with_options(**hooks)(*given, **named), ids[0]
+        tag = announce(settings)
+        with tags(tag):
+            result = called.with_options(**hooks)(*given, **named)
+        return result, ids[0]
 
 
 def flow_run_id() -> str:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -34,7 +35,7 @@ from prefect.states import Cancelled, Crashed
 from prefect.types.entrypoint import EntrypointType
 
 from flows.once import preflight
-from flows.services import DEPLOYMENTS
+from flows.services import DEPLOYMENTS, PULSE_FILE
 from tasks.errors import StillmarkError
 from tasks.params import Params, load
 from tasks.settings import Settings
@@ -43,6 +44,7 @@ NAME = "stillmark"
 END_SECONDS = 12.0  # a flow ends within 10
 POLL_SECONDS = 5.0
 REAP_SECONDS = 0.1
+PULSE_SECONDS = 2.0
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
@@ -80,11 +82,12 @@ def deployment(name: str, params: Params) -> RunnerDeployment:
     )
 
 
-async def serve(params: Params, *, sole: bool) -> None:
+async def serve(params: Params, pulse: Path, *, sole: bool) -> None:
     """Serves until SIGTERM; then ends the flows that run, so that each says how it ended.
 
     Args:
         params: The project's.
+        pulse: A file to touch meanwhile.
         sole: Nobody else serves these deployments on that server.
     """
     runner = Served(NAME, query_seconds=POLL_SECONDS, pause_on_shutdown=False)
@@ -94,13 +97,28 @@ async def serve(params: Params, *, sole: bool) -> None:
         await skip_missed(served)
     asked, loop = asyncio.Event(), asyncio.get_running_loop()
     runner.on_sigterm = lambda: loop.call_soon_threadsafe(asked.set)
-    serving, waiting = asyncio.ensure_future(runner.start()), asyncio.ensure_future(asked.wait())
-    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    works = [asyncio.ensure_future(one) for one in (runner.start(), asked.wait(), beat(pulse))]
+    serving, waiting, beating = works
+    await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
     if waiting.done():
         await end_all(psutil.Process().children(), END_SECONDS)
         await runner.astop()
     waiting.cancel()
+    if beating.done():
+        beating.result()
+    beating.cancel()
     await serving
+
+
+async def beat(pulse: Path) -> None:
+    """Shows that this event loop turns, whatever Prefect's server does.
+
+    Raises:
+        OSError: The file cannot be touched; a full disk does not hinder that.
+    """
+    while True:
+        pulse.touch()
+        await asyncio.sleep(PULSE_SECONDS)
 
 
 async def end_all(children: list[psutil.Process], seconds: float) -> None:
@@ -153,7 +171,9 @@ def main(words: list[str]) -> int:
         if words == ["check"]:
             preflight(Settings())
         else:
-            asyncio.run(serve(load(Settings().root), sole=words == ["sole"]))
+            settings = Settings()
+            pulse = settings.home / PULSE_FILE
+            asyncio.run(serve(load(settings.root), pulse, sole=words == ["sole"]))
     except StillmarkError as error:
         sys.stderr.write(f"{error}\n")
         return 2

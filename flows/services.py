@@ -20,7 +20,7 @@ from tasks.processes import Process
 from tasks.settings import Settings
 
 LOOPBACK = "127.0.0.1"
-NOTE_FILE = "up.json"
+NOTE_FILE, PULSE_FILE = "up.json", "runner.pulse"
 PREFECT_ADDRESS = "PREFECT_API_URL"
 ANSWER_SECONDS = 5.0
 SHOWN = 80  # characters of an answer that is not the expected one
@@ -89,6 +89,9 @@ class Service:
         environment: Variables beside those of this process.
         trouble: Why it is not healthy, or None where it is; asks it in earnest.
         stop_seconds: How long it may take to end.
+        pulse: A file that it touches again and again while it lives, where `trouble` asks another
+            service, whose silence is not its own.
+        obstacle: Why it cannot be started again yet, or None: another service has to answer first.
     """
 
     name: str
@@ -97,6 +100,8 @@ class Service:
     environment: Mapping[str, str] = field(repr=False)
     trouble: Trouble = field(repr=False)
     stop_seconds: float = SERVER_STOP_SECONDS
+    pulse: Path | None = None
+    obstacle: Trouble | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def plan(settings: Settings) -> Plan:
     if len({server.address for server in servers}) < len(servers):
         raise SetupError(f"port {settings.mlflow_port} is given to both servers; give them two")
     check = (sys.executable, "-m", "flows.serve", "check")
-    serving = runner(prefect, own, sole=elsewhere is None)
+    serving = runner(prefect, own, settings.home / PULSE_FILE, sole=elsewhere is None)
     return Plan(prefect, mlflow, check, tuple(servers), serving)
 
 
@@ -190,12 +195,13 @@ def mlflow_server(port: int, store: str) -> Service:
     )
 
 
-def runner(api: str, environment: Mapping[str, str], *, sole: bool) -> Service:
+def runner(api: str, environment: Mapping[str, str], pulse: Path, *, sole: bool) -> Service:
     """The process that serves the deployments, on a Prefect server that may be a team's.
 
     Args:
         api: Address of Prefect's API.
         environment: Of the project.
+        pulse: What it touches while it lives.
         sole: Nobody else serves them there.
     """
     asked = datetime.now(UTC).isoformat()
@@ -213,6 +219,8 @@ def runner(api: str, environment: Mapping[str, str], *, sole: bool) -> Service:
         },
         trouble=lambda: runner_trouble(api, asked),
         stop_seconds=RUNNER_STOP_SECONDS,
+        pulse=pulse,
+        obstacle=lambda: prefect_trouble(api),
     )
 
 

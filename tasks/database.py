@@ -18,14 +18,20 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import NullPool
 
-from tasks.errors import BusyError, LedgerError
+from tasks.errors import BusyError, LedgerError, SetupError
 
 BACKENDS = ("sqlite", "postgresql")
 DRIVER = "psycopg2"
 LOCK_KEY = 0x5354494C4C  # any number that nobody else asks this PostgreSQL server for
 
 # A server that no longer hears of a machine frees its locks after about a minute.
-KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+CONNECT_SECONDS = 10
+KEEPALIVE = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "connect_timeout": CONNECT_SECONDS,
+}
 SLICE_SECONDS = 1.0  # the driver lets no signal through while it waits
 NAME_SESSION = text("SELECT set_config('application_name', :name, false)")
 HOLDER = text(
@@ -54,6 +60,56 @@ CURES = (
 OTHERWISE = "see that the database runs and can be reached"
 
 
+def reach(what: str, url: str) -> None:
+    """Opens a connection to a PostgreSQL database and closes it; any other address is passed over.
+
+    Libraries try for minutes, whatever the matter is, and then show the address as it is.
+
+    Args:
+        what: Whose database it is, for people.
+        url: `postgresql://…`, with the driver of whoever is going to use it.
+
+    Raises:
+        SetupError: It cannot be used; says why, without a password.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return
+    if parsed.get_backend_name() != "postgresql":
+        return
+    try:
+        wait = {"connect_timeout": CONNECT_SECONDS}
+        engine = create_engine(parsed, poolclass=NullPool, connect_args=wait)
+        engine.connect().close()
+    except ImportError as error:
+        raise SetupError(
+            f"{what} at {_address(parsed)} needs {error.name}, which is not installed"
+        ) from None
+    except SQLAlchemyError as error:
+        raise SetupError(trouble(what, parsed, error)) from None
+
+
+def trouble(what: str, url: URL, error: Exception, patience: float = CONNECT_SECONDS) -> str:
+    """What stands in the way of a database, and what to do, in one line and without its password.
+
+    Args:
+        what: Whose database it is, for people.
+        url: Its address.
+        error: What its driver said.
+        patience: How long another process's write was waited for.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    said = " ".join(str(cause).split()) or type(cause).__name__
+    if secret := _secret(url):
+        said = said.replace(secret, "***")
+    cure = next((cure for words, cure in CURES if words in said), OTHERWISE)
+    return (
+        f"{what} at {_address(url)} cannot be used ({said}): "
+        f"{cure.format(patience=patience)}, then run again"
+    )
+
+
 class Database:
     """The database at an address.
 
@@ -73,7 +129,7 @@ class Database:
     def __init__(self, url: str, patience: float) -> None:
         parsed = _parse(url)
         self.address = _address(parsed)
-        self._patience, self._secret = patience, _secret(parsed)
+        self._patience, self._url = patience, parsed
         self._engine, self._process = self._open(parsed), os.getpid()
 
     def make(self, metadata: MetaData, triggers: Mapping[str, Sequence[str]]) -> None:
@@ -183,18 +239,8 @@ class Database:
         except IntegrityError:
             raise
         except SQLAlchemyError as error:
-            raise LedgerError(self._sentence(error)) from None
-
-    def _sentence(self, error: SQLAlchemyError) -> str:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        said = " ".join(str(cause).split())
-        if self._secret:
-            said = said.replace(self._secret, "***")
-        cure = next((cure for words, cure in CURES if words in said), OTHERWISE)
-        return (
-            f"the ledger at {self.address} cannot be used ({said}): "
-            f"{cure.format(patience=self._patience)}, then run again"
-        )
+            said = trouble("the ledger", self._url, error, self._patience)
+            raise LedgerError(said) from None
 
 
 def _wait_for(connection: Connection, key: int, name: str, until: float) -> None:

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterTags,
     TaskRunFilter,
     TaskRunFilterState,
     TaskRunFilterStateType,
@@ -31,6 +32,7 @@ from tasks.settings import Settings
 from tasks.tracking import STAGE_TAG, Tracking
 
 RUNNING, SCRATCH, CHECKPOINTS = "running", "scratch", "checkpoints"
+START = "start-"  # of a tag, and of the note of the same name
 OWNER_FILE = "owner.json"
 OWNER = "STILLMARK_OWNER"  # in the environment of every child
 END_SECONDS = 10.0
@@ -53,9 +55,21 @@ def recover(settings: Settings, project: str) -> list[str]:
     return found
 
 
-def note_of(settings: Settings, flow_run_id: object) -> Path:
-    """Where it is noted which process runs a flow: Prefect does not say."""
-    return settings.home / RUNNING / f"{flow_run_id}.json"
+def note_of(settings: Settings, flow_run: object) -> Path:
+    """Where it is noted which process runs a flow, by its id or its tag: Prefect does not say."""
+    return settings.home / RUNNING / f"{flow_run}.json"
+
+
+def announce(settings: Settings) -> str:
+    """Notes that this process is about to start a flow, before Prefect hears of it.
+
+    Returns:
+        A tag that the flow run has to bear. By it `recover` finds the run if this process is killed
+        before it knows the id; once that is noted, the note of the tag may go.
+    """
+    tag = f"{START}{uuid4().hex}"
+    Note.mine().write(note_of(settings, tag))
+    return tag
 
 
 @contextmanager
@@ -101,10 +115,18 @@ def _flow_runs(settings: Settings) -> Iterator[str]:
         note = Note.read(path)
         if note is None or note.process.is_alive() is False:
             with get_client(sync_client=True) as client:
-                sentence = _crash(client, UUID(path.stem), note)
+                found = [_crash(client, one, note) for one in _noted(client, path.stem)]
             path.unlink(missing_ok=True)
-            if sentence is not None:
-                yield sentence
+            yield from (sentence for sentence in found if sentence is not None)
+
+
+def _noted(client: SyncPrefectClient, name: str) -> list[UUID]:
+    """The flow runs that a note is about: one by its id, or those that bear a tag, if any."""
+    if not name.startswith(START):
+        return [UUID(name)]
+    # Nobody else gives a run this tag: not a schedule, another project or another machine.
+    wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[name]))
+    return [run.id for run in client.read_flow_runs(flow_run_filter=wanted)]
 
 
 def _crash(client: SyncPrefectClient, flow_run_id: UUID, note: Note | None) -> str | None:

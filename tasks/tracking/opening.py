@@ -18,6 +18,7 @@ from mlflow.environment_variables import (
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
+from tasks.database import reach
 from tasks.errors import SetupError
 from tasks.tracking.failures import clear_errors
 
@@ -44,6 +45,7 @@ def opened(uri: str, home: Path) -> MlflowClient:
         SetupError: The store does not answer, or its database is locked.
     """
     home.mkdir(parents=True, exist_ok=True)
+    reach("MLflow's store", uri)
     if urlsplit(uri).scheme in {"http", "https"}:
         with clear_errors(uri):
             _first_contact(uri)

@@ -16,6 +16,14 @@ PATIENCE_SECONDS = 300.0
 LOOK_SECONDS = 0.3
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 COMMAND = "import sys; from flows.up_commands import up; import typer; typer.run(up)"
+HASTY = """
+import functools, typer
+from flows import up_commands
+from flows.kept import Patience
+hasty = Patience(ask_seconds=1.0, misses=3)
+up_commands.run = functools.partial(up_commands.run, patience=hasty)
+typer.run(up_commands.up)
+"""
 
 
 class Machine:
@@ -27,11 +35,11 @@ class Machine:
         addresses: What it said: `prefect` (the API) and `mlflow`.
     """
 
-    def __init__(self, project, **environment):
+    def __init__(self, project, command=COMMAND, **environment):
         self.project = project
         words = [f"--{name}-port={port}" for name, port in ports().items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *words, "--json"],
+            [sys.executable, "-c", command, *words, "--json"],
             cwd=project.root,
             env=project.environment | environment,
             stdout=subprocess.PIPE,
@@ -98,9 +106,9 @@ def ports():
 
 
 @contextlib.contextmanager
-def running(project, **environment):
-    """A machine, gone afterwards."""
-    machine = Machine(project, **environment)
+def running(project, command=COMMAND, **environment):
+    """A machine, gone afterwards; a `HASTY` one waits seconds where others wait minutes."""
+    machine = Machine(project, command, **environment)
     try:
         yield machine
     finally:

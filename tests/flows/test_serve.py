@@ -12,12 +12,12 @@ from datetime import timedelta
 import psutil
 import pytest
 
-from flows.serve import deployment, end_all, main
-from flows.services import DEPLOYMENTS, NOTE_FILE
+from flows.serve import PULSE_SECONDS, beat, deployment, end_all, main
+from flows.services import DEPLOYMENTS, NOTE_FILE, PULSE_FILE, prefect_trouble
 from tasks.journal import Journal
 from tasks.params import load
 from tasks.settings import Settings
-from tests.flows.machine import copied, running
+from tests.flows.machine import HASTY, copied, running
 from tests.postgres import postgres, postgres_url  # noqa: F401 - fixtures
 
 IGNORES = """
@@ -91,6 +91,21 @@ def test_what_runs_beneath_ends_with_it(program, code):
     assert asyncio.run(end()) == code
 
 
+def test_while_its_loop_turns_it_shows_that(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.serve.PULSE_SECONDS", 0.01)
+    pulse, seen = tmp_path / "pulse", []
+
+    async def look():
+        beating = asyncio.ensure_future(beat(pulse))
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            seen.append(pulse.stat().st_mtime_ns)
+        beating.cancel()
+
+    asyncio.run(look())
+    assert len(set(seen)) == 3
+
+
 # In earnest.
 
 
@@ -107,6 +122,14 @@ def retrained(machine):
     why = {"trigger": "data", "why": "12 rows arrived", "about": "ab" * 32}
     run = machine.trigger("retrain/retrain", **why)
     return run, machine.wait(run, "COMPLETED")
+
+
+@pytest.mark.slow
+def test_the_runner_shows_that_it_lives(machine):
+    pulse = machine.project.root / ".stillmark" / PULSE_FILE
+    seen = pulse.stat().st_mtime_ns
+    time.sleep(3 * PULSE_SECONDS)
+    assert pulse.stat().st_mtime_ns > seen
 
 
 @pytest.mark.slow
@@ -166,6 +189,52 @@ def test_a_flow_that_is_killed_is_crashed_and_the_next_one_runs(machine, retrain
     flow.kill()
     assert "SIGKILL" in machine.wait(run, "CRASHED")["message"]
     assert machine.wait(machine.trigger("retrain/retrain"), "COMPLETED")
+
+
+@pytest.mark.slow
+def test_prefects_server_is_killed_in_mid_run_and_nothing_is_lost(machine, retrained):
+    machine.project.change("pretrain.fit.steps", 14)  # so that every stage has to be trained anew
+    run = machine.trigger("retrain/retrain")
+    machine.wait(run, "RUNNING")
+    mine = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200}
+    until = time.monotonic() + 200
+    while len(machine.ask("/task_runs/filter", mine)) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    (server,) = machine.children("flows.server page")
+    server.kill()
+    psutil.wait_procs([server], 20)
+    while prefect_trouble(machine.addresses["prefect"]):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    machine.wait(run, "COMPLETED")
+    tasks = machine.ask("/task_runs/filter", mine)
+    assert {one["state"]["type"] for one in tasks} == {"COMPLETED"}
+    settings = Settings(project=machine.project.root)
+    newest = Journal.of(settings, "digits").newest(1)[0]
+    assert newest.flow_run == run
+    assert newest.outcome in {"promoted", "rejected"}
+    assert newest.trained > 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("words", ["mlflow", "flows.serve sole", "flows.server page"])
+def test_a_service_that_lives_and_answers_nothing_comes_back(fresh, tmp_path, words):
+    with running(copied(fresh, tmp_path / "project"), HASTY) as machine:
+        stopped = machine.children(words)
+        for one in stopped:
+            one.suspend()
+        assert psutil.wait_procs(stopped, 120)[1] == []
+        until = time.monotonic() + 200
+        while not machine.children(words) or prefect_trouble(machine.addresses["prefect"]):
+            assert time.monotonic() < until
+            time.sleep(0.3)
+        assert machine.wait(machine.trigger("collect/gc"), "COMPLETED")
+        assert machine.end() == (0, [])
+        said = machine.process.stderr.read()
+    assert " 3 times in a row, and was ended; starting it again in 1 s" in said
+    assert len(said.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,6 +19,7 @@ from flows.services import Running
 from tasks.errors import SetupError
 from tasks.processes import Process
 from tasks.settings import Settings
+from tests.flows.test_kill_anywhere import at_work_in
 
 WAIT = """
 import os, sys
@@ -29,6 +32,13 @@ reach_api()
 start_own_server(Settings())  # the same one
 print(os.environ["PREFECT_API_URL"], flush=True)
 sys.stdin.read()
+"""
+
+ASK = """
+from flows.server import reach_api, start_own_server
+from tasks.settings import Settings
+start_own_server(Settings())
+reach_api()
 """
 
 
@@ -57,6 +67,97 @@ def test_it_answers_while_the_command_runs_and_not_after(command):
     command.stdin.close()
     assert command.wait(30) == 0
     assert not server.is_running()
+
+
+def test_killed_it_is_started_again_and_who_asks_meanwhile_only_waits(command):
+    address = command.stdout.readline().strip()
+    parent = psutil.Process(command.pid)
+    (first,) = parent.children()
+    first.kill()
+    with urllib.request.urlopen(f"{address}/health", timeout=120) as answer:  # noqa: S310
+        assert json.loads(answer.read()) is True
+    (second,) = parent.children()
+    assert second != first
+    command.stdin.close()
+    assert command.wait(30) == 0
+    assert not second.is_running()
+
+
+def test_what_it_gave_up_for_is_one_line_and_no_password(untrained):
+    address = "postgresql+asyncpg://somebody:open-sesame@127.0.0.1:9/prefect"
+    environment = untrained.environment | {"PREFECT_API_DATABASE_CONNECTION_URL": address}
+    done = untrained.command(sys.executable, "-c", ASK, env=environment)
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("tasks.errors.SetupError: Prefect's server ended at its start: ")
+    assert "Prefect's database at postgresql://127.0.0.1:9/prefect cannot be used (" in line
+    assert line.endswith("see that the database runs and can be reached, then run again")
+    assert "open-sesame" not in done.stderr
+    assert at_work_in(untrained.root) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_again_and_again_in_mid_run_it_costs_the_run_nothing(untrained):
+    """What a retraining makes and what Prefect knows of it afterwards is whole."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "retrain", "--json"],
+        cwd=untrained.root,
+        env=untrained.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            for stage in ("teach", "distill", "evaluate"):
+                wait_for(lambda stage=stage: is_at_work(untrained, stage))
+                (server,) = servers(process)
+                server.kill()
+                server.wait(20)
+                wait_for(lambda server=server: servers(process) not in ([], [server]))
+            out, err = process.communicate(timeout=400)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, err
+    assert json.loads(out)["outcome"] == "promoted"
+    assert err.count("Prefect's server was ended by SIGKILL; starting it again") == 3
+    assert "Traceback" not in err
+    assert states(untrained, "flow_run") == {"COMPLETED"}
+    assert states(untrained, "task_run") == {"COMPLETED"}
+    wait_for(lambda: at_work_in(untrained.root) == [])
+
+
+def servers(process):
+    """Prefect's servers beneath a command that live."""
+    below = psutil.Process(process.pid).children()
+    return [one for one in below if one.status() != "zombie" and "flows.server" in one.cmdline()]
+
+
+def is_at_work(project, stage):
+    query = (
+        "SELECT count(*) FROM runs r JOIN tags t ON r.run_uuid = t.run_uuid"
+        " WHERE t.key = 'stillmark.stage' AND t.value = ?"
+    )
+    with contextlib.suppress(sqlite3.OperationalError):
+        connection = sqlite3.connect(f"file:{project.root / 'mlflow.db'}?mode=ro", uri=True)
+        with contextlib.closing(connection):
+            return connection.execute(query, [stage]).fetchone()[0]
+    return 0
+
+
+def states(project, table):
+    """How the runs of a kind ended, as Prefect's database has it."""
+    place = project.root / ".stillmark" / "prefect" / "prefect.db"
+    with contextlib.closing(sqlite3.connect(place)) as connection:
+        return {found for (found,) in connection.execute(f"SELECT state_type FROM {table}")}  # noqa: S608
+
+
+def wait_for(condition, seconds=240):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_it_ends_with_a_command_that_was_killed(command):
@@ -112,7 +213,9 @@ def test_the_server_of_up_is_asked_while_it_lives_and_answers(
     note = Running(prefect=address, mlflow="http://127.0.0.1:9", process=process)
     note.write(untrained.root / ".stillmark")
     started = []
-    monkeypatch.setattr("flows.server._start", lambda *_: started.append(1))
+    fake = SimpleNamespace(address="http://127.0.0.1:1/api", stop=None)
+    monkeypatch.setattr("flows.server.OwnServer", lambda *_: started.append(1) or fake)
+    monkeypatch.setattr("flows.server.own", [])
     monkeypatch.setattr("atexit.register", lambda *_: None)
     monkeypatch.setenv("PREFECT_API_URL", "")  # so that it is as before afterwards
     monkeypatch.delenv("PREFECT_API_URL")

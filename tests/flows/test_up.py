@@ -12,13 +12,12 @@ import time
 import psutil
 import pytest
 
-from flows import up as module
 from flows.services import NOTE_FILE, Running
-from flows.up import STARTS, last_line, make_room
+from flows.up import STARTS
 from tests.conftest import OWN, REPOSITORY
 
 SERVICE = """
-import signal, sys
+import pathlib, signal, sys, threading, time
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 name, port, told, how = sys.argv[1:]
 def tell(word):
@@ -30,9 +29,21 @@ def stop(*_):
 signal.signal(signal.SIGTERM, signal.SIG_IGN if how == "stubborn" else stop)
 tell("starts")
 print("last words of", name, flush=True)
+if how == "once" and open(told).read().count(f"{name} starts") > 1:
+    time.sleep(600)
 if how == "broken":
     sys.exit(3)
+def beat():
+    while True:
+        pathlib.Path("pulse").touch()
+        time.sleep(0.02)
+if how == "beats":
+    threading.Thread(target=beat, daemon=True).start()
+if how == "late" and open(told).read().count(f"{name} starts") > 1:
+    time.sleep(2)
 server = HTTPServer(("127.0.0.1", int(port)), SimpleHTTPRequestHandler)
+if how == "late":
+    tell("answers")
 if how == "weak":
     if open(told).read().count(f"{name} starts") == 1:
         server.handle_request()  # healthy at first
@@ -43,27 +54,36 @@ UP = """
 import json, signal, sys
 from pathlib import Path
 from flows import up as module
+from flows.kept import Patience
 from flows.services import Plan, Service, _trouble
 from tasks.errors import StillmarkError
 from tasks.settings import Settings
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-ports, hows, check = json.loads(sys.argv[1])
+ports, hows, check, patience = json.loads(sys.argv[1])
 program = Path("service.py").resolve()
 def service(name):
     words = (sys.executable, str(program), name, str(ports[name]), "told", hows.get(name, ""))
     address = f"http://127.0.0.1:{ports[name]}"
-    return Service(name, address, words, {}, lambda: _trouble(address, "(?s).*", name, 2), 5.0)
+    if hows.get(name) == "beats":  # and asks another one, as the real runner does
+        asked, pulse = f"http://127.0.0.1:{ports['prefect']}", Path("pulse").resolve()
+    else:
+        asked, pulse = address, None
+    obstacle = lambda: _trouble(f"http://127.0.0.1:{ports['prefect']}", "(?s).*", "prefect", 2)
+    trouble = lambda: _trouble(asked, "(?s).*", name, hows.get("answer_seconds", 2))
+    given = (STOP_SECONDS, pulse, obstacle if name == "runner" else None)
+    return Service(name, address, words, {}, trouble, *given)
 def plan(settings):
     one, two, three = map(service, ("prefect", "mlflow", "runner"))
     return Plan(one.address + "/api", two.address, (sys.executable, "-c", check), (one, two), three)
 module.plan = plan
-module.RESTART_SECONDS = (0.1, 0.1)
 say = lambda line: print(f"said: {line}", file=sys.stderr, flush=True)
 try:
-    module.up(Settings(), lambda planned: print("healthy", flush=True), say)
+    patience = Patience(restart_seconds=(0.1, 0.1), **patience)
+    module.up(Settings(), lambda planned: print("healthy", flush=True), say, patience)
 except StillmarkError as error:
     sys.exit(f"stillmark: {error}")
 """
+UP = UP.replace("STOP_SECONDS", "1.0 if patience else 5.0")
 FINE = "pass"
 REFUSES = "import sys; sys.exit('params.yaml is missing\\ndata/ is empty')"
 
@@ -91,8 +111,9 @@ def start(project, ports):
     environment = plain | {"PYTHONPATH": str(REPOSITORY)}
     with contextlib.ExitStack() as started:
 
-        def run(check=FINE, **how):
-            words = [sys.executable, "-c", UP, json.dumps([ports, how, check])]
+        def run(check=FINE, patience=(), **how):
+            told = json.dumps([ports, how, check, dict(patience)])
+            words = [sys.executable, "-c", UP, told]
             process = subprocess.Popen(
                 words,
                 cwd=project,
@@ -186,6 +207,123 @@ def test_a_service_that_is_killed_is_started_again(start, project, ports):
     assert process.wait(30) == 0
 
 
+def test_the_runner_is_not_started_again_before_prefect_answers(start, project):
+    process = start(prefect="late")
+    process.stdout.readline()
+    both = [standing_in(process, name)[0] for name in ("prefect", "runner")]
+    for one in both:
+        one.kill()
+    wait_for(lambda: told(project).count("runner starts") == 2)
+    assert told(project)[-3:] == ["prefect starts", "prefect answers", "runner starts"]
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+# A process that is stopped (SIGSTOP) lives, and answers nothing.
+
+
+@pytest.fixture
+def stopped():
+    """Stops processes; lets go of those that are left."""
+    with contextlib.ExitStack() as left:
+
+        def stop(process):
+            process.suspend()
+            left.callback(release, process)
+
+        yield stop
+
+
+def release(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.resume()
+
+
+def standing_in(process, name):
+    """A service's process, and its guard."""
+    (found,) = [one for one in beneath(process) if one.cmdline()[2:3] == [name]]
+    return found, found.parent()
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "said"),
+    [("mlflow", "", "does not answer (timed out)"), ("runner", "beats", "gives no sign of life")],
+)
+def test_one_that_answers_nothing_is_ended_and_started_again(
+    start, stopped, project, name, how, said
+):
+    process = start(patience={"ask_seconds": 0.2, "misses": 2}, **{name: how})
+    process.stdout.readline()
+    mute = standing_in(process, name)
+    stopped(mute[0])
+    process.stderr.readline()
+    assert process.stderr.readline() == (
+        f"said: {name} {said}, 2 times in a row, and was ended; starting it again in 0.1 s\n"
+    )
+    assert not any(one.is_running() for one in mute)
+    wait_for(lambda: told(project).count(f"{name} starts") == 2)
+    process.terminate()
+    assert process.wait(30) == 0
+    assert told(project)[-3:] == ["runner stops", "mlflow stops", "prefect stops"]
+
+
+def test_one_that_is_slow_for_a_while_goes_on(start, stopped, project):
+    """Misses that something came between are no row, however many they are."""
+    process = start(patience={"ask_seconds": 0.2, "misses": 4}, answer_seconds=0.5)
+    process.stdout.readline()
+    slow, _ = standing_in(process, "mlflow")
+    for _ in range(5):  # one miss or two each
+        stopped(slow)
+        time.sleep(1.2)
+        slow.resume()
+        time.sleep(0.5)
+    assert standing_in(process, "mlflow")[0] == slow
+    process.terminate()
+    assert process.wait(30) == 0
+    assert process.stderr.read() == f"said: {STARTS}\n"
+
+
+def test_another_ones_silence_is_not_taken_for_the_runners(start, stopped, project):
+    process = start(patience={"ask_seconds": 0.2, "misses": 2}, runner="beats")
+    process.stdout.readline()
+    runner, _ = standing_in(process, "runner")
+    stopped(standing_in(process, "prefect")[0])
+    process.stderr.readline()
+    assert process.stderr.readline().startswith("said: prefect does not answer (timed out), 2")
+    wait_for(lambda: told(project).count("prefect starts") == 2)
+    assert runner.is_running()
+    process.terminate()
+    assert process.wait(30) == 0
+    assert "said: runner" not in process.stderr.read()
+    assert told(project).count("runner starts") == 1
+
+
+@pytest.mark.slow
+def test_one_that_never_answers_after_its_restart_is_ended_too(start, project, ports):
+    patience = {"start_seconds": 8, "ask_seconds": 0.2, "misses": 2}
+    process = start(patience=patience, mlflow="once")
+    process.stdout.readline()
+    standing_in(process, "mlflow")[0].kill()
+    process.stderr.readline()
+    assert process.stderr.readline().startswith("said: mlflow ended (exit code 137: ")
+    mute = (
+        "mlflow does not answer ([Errno 111] Connection refused) 8 s after its start and was ended"
+    )
+    assert process.stderr.readline() == f"said: {mute}; starting it again in 0.1 s\n"
+    assert process.wait(60) == 1
+    line = process.stderr.read()
+    assert line.startswith(f"stillmark: {mute} 3 times in a row; see ")
+    assert len(line.splitlines()) == 1
+    assert are_free(ports)
+
+
 def test_one_that_ends_again_and_again_stops_all_with_one_line(start, project, ports):
     process = start(runner="weak")
     assert process.wait(60) == 1
@@ -240,23 +378,11 @@ def test_a_second_signal_is_for_the_impatient(start, ports):
     assert are_free(ports)
 
 
-def test_a_log_that_grew_long_makes_room_and_one_older_is_kept(tmp_path, monkeypatch):
-    log = tmp_path / "mlflow.log"
-    make_room(log)
-    monkeypatch.setattr(module, "LOG_BYTES", 10)
-    log.write_text("0123456789")
-    make_room(log)
-    assert log.exists()
-    for text in ("first" * 3, "second" * 2):
-        log.write_text(text)
-        make_room(log)
-    assert not log.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.log.1"]
-    assert (tmp_path / "mlflow.log.1").read_text() == "second" * 2
-
-
-def test_the_last_line_of_a_log(tmp_path):
-    log = tmp_path / "log"
-    assert last_line(log) == "it said nothing"
-    log.write_text("first\nthe cause\n\n  \n")
-    assert last_line(log) == "the cause"
+def test_a_signal_ends_also_what_was_stopped(start, stopped, ports):
+    """A question that nobody answers keeps nobody from ending."""
+    process = start(patience={"ask_seconds": 0.1, "misses": 1000})
+    process.stdout.readline()
+    stopped(standing_in(process, "prefect")[0])
+    process.terminate()
+    assert process.wait(30) == 0
+    assert are_free(ports)

@@ -10,10 +10,10 @@ from mlflow.entities import LoggedModelStatus
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.states import Completed, Running
+from prefect.states import Completed, Pending, Running, Scheduled
 
 from tasks.processes import Note, Process
-from tasks.recovery import OWNER, note_of, recover, scratch
+from tasks.recovery import OWNER, announce, note_of, recover, scratch
 from tasks.settings import Settings
 from tasks.tracking import PROCESS_TAG
 
@@ -154,6 +154,36 @@ def test_a_dead_flow_run_is_crashed_and_a_living_one_goes_on(bench, settings, fl
     assert states_of(ended)[1] == [StateType.COMPLETED, StateType.CRASHED]
     for gone in (dead.id, ended.id, unknown):
         assert not note_of(settings, gone).exists()
+
+
+def test_what_was_killed_before_its_id_was_noted_is_found_by_its_tag(
+    bench, settings, prefect_database
+):
+    """And nothing else: no schedule, nobody else's run, and no run of a living process."""
+    tags = [announce(settings) for _ in range(4)]
+    for tag, process in zip(tags[:3], (DEAD, DEAD, FAR), strict=True):
+        Note(process=process, since="").write(note_of(settings, tag))
+    dead, never, far, alive = tags
+    with get_client(sync_client=True) as client:
+
+        def begin(state, *words):
+            return client.create_flow_run(example, state=state, tags=words)
+
+        lost = begin(Pending(), "another", dead)
+        ended = begin(Completed(), dead)
+        others = [begin(Pending(), far), begin(Pending(), alive), begin(Pending())]
+        others += [begin(Scheduled()), begin(Running())]
+        found = recover(settings, bench.run.project)
+        assert found == [f"flow run {lost.name} was cut off: {DEAD} died"]
+        state = client.read_flow_run(lost.id).state
+        assert (state.type, f"{DEAD} died before" in state.message) == (StateType.CRASHED, True)
+        assert client.read_flow_run(ended.id).state.type == StateType.COMPLETED
+        for other in others:
+            assert client.read_flow_run(other.id).state.type == other.state.type
+    assert not note_of(settings, dead).exists()
+    assert not note_of(settings, never).exists()
+    assert note_of(settings, far).exists()
+    assert note_of(settings, alive).exists()
 
 
 # Files and children

@@ -127,6 +127,14 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_password_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(SetupError, match=r"127\.0\.0\.1:9") as caught:
+        Tracking("http://ann:s%40cret@127.0.0.1:9", tmp_path)
+    assert "cret" not in str(caught.value)
+    assert "***" in str(caught.value)
+
+
 def test_a_port_that_nobody_listens_on_is_given_up_soon(tmp_path):
     assert 2 <= refused(f"http://127.0.0.1:{free_port()}", tmp_path) < 15
 
