@@ -124,7 +124,7 @@ class Soak:
                 with FileLock(self.project.root / ".stillmark" / "retrain.lock", timeout=600):
                     continue
             if code != -signal.SIGKILL:
-                raise AssertionError(f"watch --run ended with {code}: {err}")
+                raise AssertionError(f"watch --run ended with {code}: {err}{out}")
             self.kills += 1
         raise AssertionError(f"it did not end well {TRIES} times in a row")
 

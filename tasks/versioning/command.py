@@ -1,9 +1,14 @@
-"""DVC's command line, its stable interface: one command at a time, under a lock of our own."""
+"""DVC's command line, its stable interface: one command at a time, under a lock of our own.
+
+DVC gives up at once where another one holds its lock; what holds it without ours is waited for.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +19,8 @@ from filelock import FileLock, Timeout
 from tasks.errors import DataError, SetupError
 
 LOCK_SECONDS = 300
+BUSY_SECONDS, PAUSE_SECONDS = 60.0, 1.0
+BUSY = re.compile("is busy, it is being blocked by|Unable to acquire lock")
 OWN_LINE = "stillmark: "
 TEAM = "stillmark"
 CONFIG_FOLDER = "dvc-config"
@@ -80,18 +87,24 @@ class Dvc:
             DataError: It failed; the data stage's own lines or DVC's error say why.
             SetupError: Another process has held the lock for too long.
         """
-        environment = self._environment()
         with self.locked():
-            done = subprocess.run(  # noqa: S603 - our own words only
-                [sys.executable, "-m", "dvc", "--cd", str(self.root), *arguments],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = self._run_when_free(arguments)
         if done.returncode:
             raise DataError(_reason(done))
         return done
+
+    def _run_when_free(self, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        """Waits for a DVC that is not ours: a person's, or one that outlived who started it."""
+        words = [sys.executable, "-m", "dvc", "--cd", str(self.root), *arguments]
+        environment, deadline = self._environment(), time.monotonic() + BUSY_SECONDS
+        while True:
+            done = subprocess.run(  # noqa: S603 - our own words only
+                words, env=environment, capture_output=True, text=True, check=False
+            )
+            is_busy = done.returncode and BUSY.search(done.stderr)
+            if not is_busy or time.monotonic() > deadline:
+                return done
+            time.sleep(PAUSE_SECONDS)  # nothing of DVC's can be waited for
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

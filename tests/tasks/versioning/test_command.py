@@ -52,6 +52,39 @@ def test_a_lock_that_is_never_let_go_is_named(tmp_path, monkeypatch, wait):
     assert time.monotonic() - started < 5
 
 
+HOLDS_DVCS_LOCK = """
+import sys, time
+from zc.lockfile import LockFile
+held = LockFile(sys.argv[1])
+print("held", flush=True)
+time.sleep(5)
+"""
+
+
+def test_a_dvc_that_outlived_its_parent_is_waited_for(versions):
+    place = versions.root / ".dvc" / "tmp" / "lock"
+    place.parent.mkdir(exist_ok=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS_DVCS_LOCK, place], stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        assert not versions.is_current()  # never prepared; DVC answered
+        assert other.poll() == 0
+
+
+def test_a_dvc_that_does_not_end_is_said(versions, monkeypatch):
+    monkeypatch.setattr(command, "BUSY_SECONDS", 0)
+    place = versions.root / ".dvc" / "tmp" / "lock"
+    place.parent.mkdir(exist_ok=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS_DVCS_LOCK, place], stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(DataError, match="Unable to acquire lock"):
+            versions.is_current()
+        other.kill()
+
+
 def test_dvcs_own_error_is_one_line_that_says_something(versions):
     (versions.root / "dvc.yaml").unlink()
     with pytest.raises(DataError, match=r"^dvc: .*(prepare|dvc\.yaml)") as caught:
