@@ -386,6 +386,8 @@ def test_methods_lists_what_params_yaml_can_name(capsys):
         "lineage",
         "runtimes",
         "documents",
+        "tracking",
+        "versioning",
     }
     assert set(found) == drawers
     for drawer, methods in found.items():
