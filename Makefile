@@ -28,7 +28,7 @@ contracts: $(READY)
 
 tests: $(READY)
 	$(BIN)/dvc pull --quiet
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 3600

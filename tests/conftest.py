@@ -28,6 +28,14 @@ os.environ |= QUIET  # some tests import Prefect or MLflow before `flows` can sa
 os.environ["STILLMARK_PROJECT"] = os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="stillmark-")
 
 
+# Files that take minutes: begun last, they would keep one worker busy while the others wait.
+LONG = ("test_soak.py", "test_kill_anywhere.py", "test_compare.py", "test_fit_budget.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
 
