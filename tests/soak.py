@@ -45,6 +45,7 @@ KILLED_SHARE = 0.4
 LONGEST_SECONDS = 60.0
 TRIES = 6
 BUSY = 2  # exit code of a command that could not begin
+WARNED = 1  # of a look in which a trigger could not answer
 COLLECT_EVERY = 10
 
 
@@ -115,7 +116,7 @@ class Soak:
             if self.chance.random() < KILLED_SHARE:
                 killed_after = self.chance.uniform(0, LONGEST_SECONDS)
             code, out, err = self.command("watch", "--run", "--json", killed_after=killed_after)
-            if code == 0:
+            if code == 0 or (code == WARNED and self.warned_of_deaths(out)):
                 ran = json.loads(out)["outcome"]
                 self.said_last = ran["sentence"] if ran else ""
                 return ran["outcome"] if ran else "nothing"
@@ -127,6 +128,17 @@ class Soak:
                 raise AssertionError(f"watch --run ended with {code}: {err}{out}")
             self.kills += 1
         raise AssertionError(f"it did not end well {TRIES} times in a row")
+
+    def warned_of_deaths(self, out: str) -> bool:
+        """Whether the one trigger that cannot say yes or no is about retrainings that were killed.
+
+        After the third in a row it leaves the next one to a person, or to another trigger.
+        """
+        said = json.loads(out)
+        failed = {one["trigger"] for one in said["answers"] if one["failed"]}
+        if failed == {"unfinished"} and said["outcome"] is None:
+            self.said("retrain")
+        return failed == {"unfinished"}
 
     def command(self, *words: str, killed_after: float | None = None) -> tuple[int, str, str]:
         """A command of its own process group; exit code, standard output and error."""
