@@ -49,13 +49,16 @@ UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
 class Served(Runner):
-    """Prefect's runner. Its own answer to SIGTERM leaves a run behind that is Running for ever."""
+    """Prefect's runner, but for how it ends: what it serves has ended, and said so, before it."""
 
     on_sigterm: Callable[[], object] = sys.exit
 
     def handle_sigterm(self, *_given: Any, **_named: Any) -> None:  # noqa: ANN401 - as Prefect has it
-        """Passes it on."""
+        """Passes it on. Prefect's own answer leaves a run behind that is Running for ever."""
         self.on_sigterm()
+
+    async def cancel_all(self) -> None:
+        """Cancels nothing: Prefect's would call a run cancelled that a signal has ended."""
 
 
 def deployment(name: str, params: Params) -> RunnerDeployment:

@@ -22,7 +22,8 @@ def watch(
 ) -> None:
     """Ask every trigger whether it is time for a retraining.
 
-    Where one cannot look, the exit code is 1. For example: stillmark watch --run
+    Where one cannot look, the exit code is 1, even if another one's retraining went well. For
+    example: stillmark watch --run
     """
     from flows.look import look_now
 

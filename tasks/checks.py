@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import re
-import subprocess
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks import git
 from tasks.errors import ArtifactError
 from tasks.lineage.digests import FileDigest, digest_of_file, digest_of_files, digests_of_folder
 from tasks.lineage.record import FILE_NAME, Record
@@ -281,10 +281,10 @@ def committed_code(root: Path, commit: str) -> str | None:
     """
     if not COMMIT.fullmatch(commit):
         return None
-    prefix = _git(root, "rev-parse", "--show-prefix")
+    prefix = git.answer(root, "rev-parse", "--show-prefix")
     if prefix is None:
         return None
-    packed = _git(root, "archive", "--format=tar", f"{commit}:{prefix.decode().strip()}tasks")
+    packed = git.answer(root, "archive", "--format=tar", f"{commit}:{prefix.decode().strip()}tasks")
     return None if packed is None else digest_of_files(dict(_modules(packed)))
 
 
@@ -295,16 +295,3 @@ def _modules(packed: bytes) -> Iterator[tuple[str, FileDigest]]:
             if stream is not None:
                 sha256 = hashlib.sha256(stream.read()).hexdigest()
                 yield member.name, FileDigest(sha256=sha256, size_bytes=member.size)
-
-
-def _git(root: Path, *arguments: str) -> bytes | None:
-    try:
-        done = subprocess.run(  # noqa: S603 - our own words and a commit's digits only
-            ["git", *arguments],  # noqa: S607 - the user's git, wherever it is
-            cwd=root,
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None

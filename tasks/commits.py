@@ -1,11 +1,11 @@
 """What git still has of a project's files: every version of them, and when each came to be."""
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from tasks import git
 from tasks.errors import DataError, SetupError
 
 
@@ -65,7 +65,7 @@ def all_contents(root: Path, patterns: Sequence[str]) -> list[bytes]:
 def _blobs(root: Path, names: list[str]) -> Iterator[bytes]:
     """The contents of those objects that are files."""
     asked = "".join(f"{name}\n" for name in names).encode()
-    found = _run(root, ("cat-file", "--batch"), asked)
+    found = git.output(root, ("cat-file", "--batch"), asked)
     at = 0
     while at < len(found):
         end = found.index(b"\n", at)
@@ -118,30 +118,8 @@ def _need_git(root: Path) -> None:
 
 
 def _known(root: Path, name: str) -> bool:
-    return _ask(root, ("rev-parse", "--verify", "--quiet", name)).returncode == 0
+    return git.ask(root, ("rev-parse", "--verify", "--quiet", name)).returncode == 0
 
 
 def _git(root: Path, *words: str) -> str:
-    return _run(root, words).decode()
-
-
-def _run(root: Path, words: Sequence[str], given: bytes = b"") -> bytes:
-    done = _ask(root, words, given)
-    if done.returncode:
-        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no word"])[0]
-        raise SetupError(f"git cannot be asked about {root}: {said}")
-    return done.stdout
-
-
-def _ask(
-    root: Path, words: Sequence[str], given: bytes = b""
-) -> subprocess.CompletedProcess[bytes]:
-    try:
-        return subprocess.run(  # noqa: S603 - our own words, and what git itself named
-            ["git", "-C", str(root), *words],  # noqa: S607 - the user's git, wherever it is
-            input=given,
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise SetupError("git is not installed; install it, or put it on the PATH") from None
+    return git.output(root, words).decode()

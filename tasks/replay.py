@@ -7,6 +7,7 @@ by a stated tolerance, and the report says what is different here.
 """
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks import git
 from tasks.checks import committed_code
 from tasks.differences import Difference, differing
 from tasks.errors import ArtifactError, ParamsError, SetupError, TrainingError
@@ -452,18 +454,10 @@ def _compute(environment: dict[str, Any]) -> dict[str, Any]:
 def _extract(source: _Source, root: Path) -> None:
     """Unpacks a commit; the repository and its working tree stay as they are."""
     root.mkdir()
-    git = ["git", "-C", str(source.root)]
-    asked = [*git, "rev-parse", "--show-prefix"]
-    prefix = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-    command = [*git, "archive", "--format=tar", f"{source.commit}:{prefix}"]
-    try:
-        with (
-            subprocess.Popen(command, stdout=subprocess.PIPE) as packed,  # noqa: S603
-            tarfile.open(fileobj=packed.stdout, mode="r|") as archive,
-        ):
-            archive.extractall(root, filter="data")
-    except tarfile.TarError as error:
-        raise SetupError(f"commit {source.commit} cannot be unpacked: {error}") from None
+    prefix = git.output(source.root, ("rev-parse", "--show-prefix")).decode().strip()
+    packed = git.output(source.root, ("archive", "--format=tar", f"{source.commit}:{prefix}"))
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(root, filter="data")
 
 
 def _module(root: Path, stage: str) -> str:

@@ -2,16 +2,17 @@
 
 import platform
 import re
-import subprocess
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from tasks import git
 from tasks.lineage.digests import digest_of_file, digest_of_files
 from tasks.lineage.record import Code
 
 CODE = Path(__file__).parents[1]
 PACKAGE = "stillmark"
+DECIDING = ("flows", "tasks", "params.yaml", "dvc.yaml")
 
 
 @cache
@@ -24,25 +25,13 @@ def code() -> Code:
         path.relative_to(CODE).as_posix(): digest_of_file(path)
         for path in sorted(CODE.rglob("*.py"))
     }
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", "flows", "tasks", "params.yaml", "dvc.yaml")
+    commit = git.answer(CODE.parent, "rev-parse", "HEAD")
+    changed = git.answer(CODE.parent, "status", "--porcelain", "--", *DECIDING)
     return Code(
-        digest=digest_of_files(files), commit=commit, clean=commit is not None and not changed
+        digest=digest_of_files(files),
+        commit=None if commit is None else commit.decode().strip(),
+        clean=commit is not None and changed == b"",
     )
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(  # noqa: S603 - our own words only
-            ["git", *arguments],  # noqa: S607 - the user's git, wherever it is
-            cwd=CODE.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @cache

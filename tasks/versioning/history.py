@@ -1,11 +1,10 @@
 """What git's history knows of data versions."""
 
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks import commits
+from tasks import commits, git
 from tasks.versioning import notes
 from tasks.versioning.notes import DATA_FILE, LOCK_FILE
 
@@ -64,22 +63,8 @@ class History:
     def changed(self) -> datetime:
         """When the data last changed: the commit of data.dvc, or its file where git knows less."""
         file = self.root / DATA_FILE
-        if not self._git("status", "--porcelain", "--", DATA_FILE):
-            committed = self._git("log", "-1", "--format=%cI", "--", DATA_FILE)
+        if not git.answer(self.root, "status", "--porcelain", "--", DATA_FILE):
+            committed = git.answer(self.root, "log", "-1", "--format=%cI", "--", DATA_FILE)
             if committed:
-                return datetime.fromisoformat(committed)
+                return datetime.fromisoformat(committed.decode().strip())
         return datetime.fromtimestamp(file.stat().st_mtime, UTC)
-
-    def _git(self, *arguments: str) -> str:
-        """What git says of the project; nothing where there is no git or no repository."""
-        try:
-            done = subprocess.run(  # noqa: S603 - our own words only
-                ["git", *arguments],  # noqa: S607 - the user's git, wherever it is
-                cwd=self.root,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except FileNotFoundError:
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""

@@ -78,13 +78,14 @@ def made(root: Path) -> None:
         shutil.copytree(REPOSITORY / name, root / name, ignore=caches)
     for name in ("params.yaml", "dvc.yaml", "dvc.lock", "data.dvc", ".dvcignore", ".gitignore"):
         shutil.copy(REPOSITORY / name, root)
-    shutil.copytree(REPOSITORY / "data", root / "data")
     (root / ".dvc").mkdir()
     shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc")
     shutil.copytree(REPOSITORY / ".dvc" / "sample", root / ".dvc" / "sample")
     who = ["-c", "user.name=Benchmark", "-c", "user.email=benchmark@localhost"]
     for words in (["init", "-q"], ["add", "--all"], [*who, "commit", "-qm", "A project"]):
         subprocess.run(["git", *words], cwd=root, check=True, capture_output=True)
+    pull = [sys.executable, "-m", "dvc", "pull", "--quiet", "data.dvc"]
+    subprocess.run(pull, cwd=root, check=True, capture_output=True)
 
 
 def retrained(root: Path, name: str, mark_seconds: float) -> Finding:

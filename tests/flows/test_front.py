@@ -6,29 +6,12 @@ from rich.console import Console
 
 from flows.fit_budget import Fitted, sentence
 from flows.front import candidates_table, fitted_as_json, show_fitted
-from tasks.measure import Cost
-from tasks.statistics import Gain, Share
-from tasks.weigh import Found, Limits, Weighed, choose
-
-
-def weighed(name, size, median, low=None, high=None):
-    cost = Cost(
-        size_bytes=size,
-        parameters=1,
-        macs=1,
-        latency_p50_ms=median,
-        latency_p95_ms=median,
-        throughput_rows_per_second=1.0,
-        peak_memory_kib=500.0,
-        latency_low_ms=low,
-        latency_high_ms=high,
-    )
-    accuracy = Share(0.95, 0.85, 0.982, 100)
-    return Weighed(name=name, cost=cost, accuracy=accuracy, drop=Gain(0, 0, 0), agreement=None)
+from tasks.weigh import Found, Limits, choose
+from tests.weighed import weighed
 
 
 def fitted(limits, *candidates):
-    reference = weighed("reference", 40_960, 0.5, 0.45, 0.55)
+    reference = weighed("reference", 40_960, 0.5, (0.45, 0.55))
     return Fitted(
         limits=limits,
         found=Found(rows=100, host="here", reference=reference, candidates=candidates),
@@ -44,7 +27,7 @@ def fitted(limits, *candidates):
     )
 
 
-SMALL = weighed("w0.5 k0.5 static_int8", 2048, 0.123, 0.1204, 0.1316)
+SMALL = weighed("w0.5 k0.5 static_int8", 2048, 0.123, (0.1204, 0.1316))
 OLD = weighed("w1 static_int8", 20_480, 0.3)
 
 

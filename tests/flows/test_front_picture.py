@@ -4,34 +4,16 @@ from PIL import Image
 
 from flows import front_picture
 from flows.front_picture import draw_front
-from tasks.measure import Cost
-from tasks.statistics import Gain, Share
-from tasks.weigh import Found, Limits, Weighed
-
-
-def weighed(name, accuracy, size, latency, low=None, high=None):
-    cost = Cost(
-        size_bytes=size,
-        parameters=1,
-        macs=1,
-        latency_p50_ms=latency,
-        latency_p95_ms=latency,
-        throughput_rows_per_second=1.0,
-        peak_memory_kib=500.0,
-        latency_low_ms=low,
-        latency_high_ms=high,
-    )
-    share = Share(accuracy, accuracy - 0.05, accuracy + 0.02, 100)
-    return Weighed(name=name, cost=cost, accuracy=share, drop=Gain(0, 0, 0), agreement=None)
-
+from tasks.weigh import Found, Limits
+from tests.weighed import weighed
 
 FOUND = Found(
     rows=100,
     host="here",
-    reference=weighed("reference", 0.96, 40_960, 2.5),
+    reference=weighed("reference", 40_960, 2.5, accuracy=(0.96, 0.91, 0.98)),
     candidates=(
-        weighed("small", 0.8, 2048, 1.0, 0.9, 1.2),
-        weighed("large", 0.95, 20_480, 2.0, 1.5, 2.1),
+        weighed("small", 2048, 1.0, (0.9, 1.2), accuracy=(0.8, 0.75, 0.82)),
+        weighed("large", 20_480, 2.0, (1.5, 2.1), accuracy=(0.95, 0.9, 0.97)),
     ),
 )
 LIMITS = Limits(size_kb=8.0, latency_ms=1.5, max_accuracy_drop=0.05)

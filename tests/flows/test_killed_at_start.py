@@ -3,13 +3,12 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 import urllib.request
 
 import pytest
 
-from tests.flows.test_server import WAIT
+from tests.flows.own_server import waiting
 
 KILLED = """
 import os, signal
@@ -41,14 +40,7 @@ with alone(Settings()):
 @pytest.fixture
 def address(untrained):
     """Of a server that goes on until the test ends."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WAIT],
-        cwd=untrained.root,
-        env=untrained.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with waiting(untrained) as process:
         yield process.stdout.readline().strip()
         process.stdin.close()
 

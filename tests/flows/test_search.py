@@ -9,15 +9,14 @@ from flows.search import Point, Search, applied, hurried, points, shortened, spa
 from tasks.errors import CompressionError
 from tasks.factorize import FactorizeParams
 from tasks.factorizers.svd import Svd
-from tasks.measure import Cost
 from tasks.networks.text_transformer import TextTransformer
 from tasks.params import load
 from tasks.pruners.magnitude import Magnitude
 from tasks.quantizers.float32 import Float32
 from tasks.quantizers.static_int8 import StaticInt8
 from tasks.settings import Settings
-from tasks.statistics import Gain, Share
-from tasks.weigh import Space, Weighed
+from tasks.weigh import Space
+from tests.weighed import weighed
 
 SPACE = Space(widths=(1.0, 0.5), precisions=(StaticInt8(), Float32()))
 KILLED = """
@@ -41,21 +40,6 @@ def params(tmp_path, plain_params):
 def with_space(params, **more):
     space = Space(widths=(1.0, 0.5), precisions=(StaticInt8(), Float32()), **more)
     return space, list(points(space))
-
-
-def weighed(name, size):
-    cost = Cost(
-        size_bytes=size,
-        parameters=1,
-        macs=1,
-        latency_p50_ms=1.0,
-        latency_p95_ms=1.0,
-        throughput_rows_per_second=1.0,
-        peak_memory_kib=1.0,
-    )
-    return Weighed(
-        name=name, cost=cost, accuracy=Share(0.5, 0.4, 0.6, 9), drop=Gain(0, 0, 0), agreement=None
-    )
 
 
 def test_every_candidate_has_a_name_of_its_own(params):
@@ -164,7 +148,7 @@ def test_every_point_is_proposed_once_and_the_student_as_it_is_first(search):
     while proposed := found.propose():
         trial, point = proposed
         seen.append(point)
-        found.tell(trial, None if len(seen) % 3 else weighed("a", 9), 0.5)
+        found.tell(trial, None if len(seen) % 3 else weighed("a"), 0.5)
     assert seen[0] == next(points(SPACE))
     assert sorted(map(str, seen)) == sorted(map(str, points(SPACE)))
     assert search().tried == seen

@@ -19,20 +19,8 @@ from flows.services import Running
 from tasks.errors import SetupError
 from tasks.processes import Process
 from tasks.settings import Settings
+from tests.flows.own_server import WAIT, waiting
 from tests.flows.test_kill_anywhere import at_work_in
-
-WAIT = """
-import os, sys
-from flows.server import reach_api, start_own_server
-from flows.services import Running
-from tasks.settings import Settings
-start_own_server(Settings())
-assert "prefect" not in sys.modules
-reach_api()
-start_own_server(Settings())  # the same one
-print(os.environ["PREFECT_API_URL"], flush=True)
-sys.stdin.read()
-"""
 
 ASK = """
 from flows.server import reach_api, start_own_server
@@ -45,17 +33,8 @@ reach_api()
 @pytest.fixture
 def command(untrained):
     """A process that has a server of its own, until its standard input closes."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WAIT],
-        cwd=untrained.root,
-        env=untrained.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with waiting(untrained) as process:
         yield process
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
 
 
 def test_it_answers_while_the_command_runs_and_not_after(command):
