@@ -4,7 +4,6 @@ from tasks.measure import Cost
 from tasks.statistics import Gain, Share
 from tasks.weigh import Weighed
 
-
 SHARE = (0.95, 0.85, 0.982)
 
 

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from http import HTTPStatus
 
 import psutil
 
@@ -54,14 +56,21 @@ class Machine:
             raise
 
     def ask(self, path, question=None):
-        """What Prefect's API answers."""
+        """What Prefect's API answers; where it is busy it is asked again, as its client does."""
         request = urllib.request.Request(  # noqa: S310 - its own address
             self.addresses["prefect"] + path,
             None if question is None else json.dumps(question).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            return json.load(answer)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > until:
+                    raise
+                time.sleep(LOOK_SECONDS)
 
     def trigger(self, deployment, **parameters):
         """Starts a deployment as the page does; gives the run's id."""
