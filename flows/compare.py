@@ -55,7 +55,7 @@ def compare() -> Compared:
     """Compares ways to learn on the project in the working directory."""
     settings = Settings()
     params = load(settings.root)
-    run = Run(params.project, params.compute, data())
+    run = Run(params.project, params.compute, data(params.compute))
     prepared = Rows(settings.root / PREPARED).budget
     # One at a time, as training sets torch's global seed; in this thread, which signals can stop.
     cells = cells_of(run, params, prepared)

@@ -86,7 +86,7 @@ def fit_budget() -> Fitted:
     settings = Settings()
     params = load(settings.root)
     budget = budget_of(params)
-    run = Run(params.project, params.compute, data())
+    run = Run(params.project, params.compute, data(params.compute))
     labelled_validation(Rows(settings.root / PREPARED))
     tracking = Tracking(settings.tracking_uri, settings.home)
     meet = warmed(walker(run), tracking, run, params)

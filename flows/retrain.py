@@ -134,7 +134,7 @@ def _train(
     journal: Journal, params: Params, page: Page
 ) -> tuple[Run, dict[str, VersionRef], Evaluation]:
     """The chain, from the data to registered versions."""
-    page.data = data()
+    page.data = data(params.compute)
     run = Run(params.project, params.compute, page.data, journal=page.run_id)
 
     def execute(stage: Stage[P], section: P, **inputs: ModelRef) -> ModelRef:

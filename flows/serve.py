@@ -7,7 +7,6 @@ run is a process beneath it.
 import asyncio
 import contextlib
 import importlib
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from flows.once import preflight
 from flows.services import DEPLOYMENTS, PULSE_FILE
 from tasks.errors import StillmarkError
 from tasks.params import Params, load
+from tasks.processes import kill
 from tasks.settings import Settings
 
 NAME = "stillmark"
@@ -128,13 +128,13 @@ async def end_all(children: list[psutil.Process], seconds: float) -> None:
     """Ends processes that this one started, by force those that take too long."""
     deadline = time.monotonic() + seconds
     for child in children:
-        _signal(child, signal.SIGTERM)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
     # To wait for a child is to take its exit code, which the event loop waits for.
     while any(child.is_running() for child in children) and time.monotonic() < deadline:
         await asyncio.sleep(REAP_SECONDS)
     for child in (one for one in children if one.is_running()):
-        for below in (*child.children(recursive=True), child):
-            _signal(below, signal.SIGKILL)
+        kill(child)
 
 
 async def mark_dead(served: list[UUID]) -> None:
@@ -161,11 +161,6 @@ async def skip_missed(served: list[UUID]) -> None:
         for run in await client.read_flow_runs(flow_run_filter=planned):
             if run.auto_scheduled and run.expected_start_time and run.expected_start_time < now:
                 await client.set_flow_run_state(run.id, skipped, force=True)
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
 
 
 def main(words: list[str]) -> int:

@@ -30,8 +30,9 @@ class ComputeParams(Section):
         device: `auto` takes a CUDA device where there is one.
         precision: `auto` computes in bfloat16 where the device multiplies it in hardware (AMX,
             CUDA from compute capability 8.0), else in float32.
-        time_limit_minutes: How long one stage may take; then it is stopped, and its checkpoint
-            kept. No limit by default. It decides no bit, and so is in no stage's key.
+        time_limit_minutes: How long one stage, the data stage too, may take; then it is stopped,
+            and its checkpoint kept. No limit by default. It decides no bit, and so is in no stage's
+            key.
     """
 
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)] = 0

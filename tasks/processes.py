@@ -96,6 +96,14 @@ class Note(BaseModel):
         return f"{self.process}, since {self.since}" + (f", {self.about}" if self.about else "")
 
 
+def kill(process: psutil.Process) -> None:
+    """Kills a process and all beneath it, from above, so that none is started anew meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
 @cache
 def host() -> str:
     """Name of this machine or container; machines that all call themselves localhost differ."""

@@ -52,8 +52,8 @@ def _alarm(seconds: float, what: str) -> Iterator[None]:
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise TimeLimitError(
-            f"{what} took longer than compute.time_limit_minutes = {seconds / 60:g}; its last "
-            "checkpoint is kept: raise the limit and run again, and it goes on from there"
+            f"{what} took longer than compute.time_limit_minutes = {seconds / 60:g}; raise the "
+            "limit and run again: training goes on from its last checkpoint"
         )
 
     handler = signal.signal(signal.SIGALRM, stop)

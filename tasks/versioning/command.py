@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from tasks.errors import DataError, SetupError
+from tasks.processes import kill
 
 LOCK_SECONDS = 300
 BUSY_SECONDS, PAUSE_SECONDS = 60.0, 1.0
@@ -98,9 +100,7 @@ class Dvc:
         words = [sys.executable, "-m", "dvc", "--cd", str(self.root), *arguments]
         environment, deadline = self._environment(), time.monotonic() + BUSY_SECONDS
         while True:
-            done = subprocess.run(  # noqa: S603 - our own words only
-                words, env=environment, capture_output=True, text=True, check=False
-            )
+            done = _to_its_end(words, environment)
             is_busy = done.returncode and BUSY.search(done.stderr)
             if not is_busy or time.monotonic() > deadline:
                 return done
@@ -140,6 +140,20 @@ class Dvc:
             if (own / name).is_file():
                 shutil.copy(own / name, notes)
         return notes
+
+
+def _to_its_end(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command; where it is not waited for, it ends with all that it has started."""
+    with subprocess.Popen(  # noqa: S603 - our own words only
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, said = process.communicate()
+        except BaseException:  # a signal's, or a time limit's
+            if process.poll() is None:
+                kill(psutil.Process(process.pid))
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, out, said)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

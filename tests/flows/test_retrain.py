@@ -243,7 +243,7 @@ def test_a_late_change_runs_the_late_stages_alone(changed, capsys):
     assert {name for name, what in planned.items() if what == "run"} == late
     before = stages_run(changed)
     params = load(changed.root)
-    run = Run(params.project, params.compute, data.fn())
+    run = Run(params.project, params.compute, data.fn(params.compute))
     results = walk(lambda stage, section, **inputs: stage._run(run, section, **inputs), params)
     assert stages_run(changed) == sorted([*before, *late])
     assert set(plan(store(changed), run, params).values()) == {True}

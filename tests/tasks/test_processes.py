@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tasks import processes
-from tasks.processes import Note, Process
+from tasks.processes import Note, Process, kill
 
 
 @pytest.fixture
@@ -46,6 +46,24 @@ def test_a_killed_process_is_dead_whether_or_not_somebody_has_heard_of_it(child)
     assert other.is_alive() is False
     child.wait()
     assert other.is_alive() is False
+
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_what_a_killed_process_had_started_is_killed_too():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        below = psutil.Process(int(parent.stdout.readline()))
+        both = [psutil.Process(parent.pid), below]
+        kill(both[0])
+        assert psutil.wait_procs(both, 20)[1] == []
+        assert both[0].returncode == -signal.SIGKILL
+        kill(both[0])  # gone already
 
 
 @pytest.mark.parametrize(
