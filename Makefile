@@ -33,7 +33,7 @@ tests: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 3600
 
-# 50 scheduled retrainings with growing data and kills; some hours.
+# 50 scheduled retrainings with growing data and kills; about an hour.
 soak: $(READY)
 	$(BIN)/python -m tests.soak --cycles 50 --out tests/benchmarks/results/soak.json
 
