@@ -5,7 +5,7 @@ The stages `distill`, `mutual`, `prune`, `factorize` and `quantize` share it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from pydantic import Field
@@ -35,7 +35,8 @@ class DistillationParams(Section):
         fit: Steps, rate and averaging.
         batch_size: Rows per step.
         views: Views of every training row whose teacher outputs are cached, where that costs less
-            than asking the teachers in every step.
+            than asking the teachers in every step. Estimators have said all they know: with them
+            alone every step has views of its own.
         augmentation: Makes the views.
         losses: Summed with their weights.
         combination: Makes one answer of several teachers'.
@@ -56,7 +57,14 @@ class DistillationParams(Section):
 
 
 class Answering(Protocol):
-    """A trained teacher."""
+    """A trained teacher.
+
+    Attributes:
+        looks: Whether it is shown the views, so that to hear it takes time. What others say of a
+            row is known, and stays the same.
+    """
+
+    looks: ClassVar[bool]
 
     def __call__(self, inputs: Tensor, rows: Tensor) -> Outputs:
         """What it says.
@@ -76,6 +84,8 @@ class NetworkAnswers:
         network: In evaluation mode, on the device.
     """
 
+    looks: ClassVar[bool] = True
+
     network: Classifier
 
     def __call__(self, inputs: Tensor, rows: Tensor) -> Outputs:  # noqa: ARG002
@@ -90,6 +100,8 @@ class StoredAnswers:
     Attributes:
         logits: Of every training row, (rows, classes), on the device.
     """
+
+    looks: ClassVar[bool] = False
 
     logits: Tensor
 
@@ -363,10 +375,14 @@ def _has(said: Outputs, need: Need) -> bool:
 def _lessons(
     live: LiveViews, said: Outputs, params: DistillationParams, watch: Watch
 ) -> LiveViews | CachedViews:
-    """Cached answers where they are asked for more often than made, and fit the memory allowed."""
+    """Cached answers where they are asked for more often than made, and fit the memory allowed.
+
+    Where nobody looks, there is nothing to save: every step has views of its own.
+    """
     needs = frozenset[Need]().union(*(loss.needs for loss in params.losses))
     count = params.views if live.views.augmentation.draws else 1
-    pays = params.fit.steps * params.batch_size >= count * len(live.chosen)
+    looks = any(teacher.looks for teacher in live.panel.teachers)
+    pays = looks and params.fit.steps * params.batch_size >= count * len(live.chosen)
     size = cache_bytes(said, needs, count, len(live.chosen))
     if pays and size <= params.cache_mb * MEGABYTE:
         return CachedViews.ask(live, count, needs, watch)

@@ -1,9 +1,10 @@
 """What stages leave behind: logged models and reports, with their files and records."""
 
 import hashlib
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -202,9 +203,21 @@ class Results(Store):
             RegistryError: There is no such model, or it does not predict.
         """
         try:
-            return mlflow.pyfunc.load_model(uri)
+            with _no_bytecode():
+                return mlflow.pyfunc.load_model(uri)
         except MlflowException as error:
             raise RegistryError(f"{uri} cannot be loaded: {error.message}") from None
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Has Python write no bytecode beside code that it imports from where models are stored."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _checked(folder: Path, digest: str) -> Record:

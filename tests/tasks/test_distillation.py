@@ -88,6 +88,7 @@ class Asked:
 
     def __init__(self, teacher, fails_at=None):
         self.teacher, self.fails_at, self.calls = teacher, fails_at, []
+        self.looks = teacher.looks
 
     def __call__(self, inputs, rows):
         self.calls.append(rows.tolist())
@@ -348,6 +349,17 @@ def test_memory_is_kept_within_its_limit(rows, build, teacher, compute, cache_mb
         rows, build, teacher, compute, losses=losses, cache_mb=cache_mb, views=20, fit=fit
     )
     assert len(calls) == (fit["steps"] if cache_mb == 1 else 20)
+
+
+def test_who_does_not_look_is_heard_about_views_that_are_new_in_every_step(
+    rows, build, teacher, compute
+):
+    stored = StoredAnswers(torch.zeros(len(rows.train), 2))
+    assert [len(call) for call in calls_of(rows, build, stored, compute)] == [32] * 60
+    asked = Asked(stored)
+    both = [asked, teacher]
+    distill_into(build(SPEC), both, rows, params(), compute, Watch())
+    assert all(len(call) == len(rows.train) for call in asked.calls[1:])  # cached with the other's
 
 
 def test_rows_that_never_change_have_one_view(rows, build, teacher, compute):
