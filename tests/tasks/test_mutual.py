@@ -209,13 +209,9 @@ def test_networks_that_say_the_same_do_not_move_each_other(build, teachers, rows
 
 def test_only_the_heads_of_whose_turn_it_is_learn(build, rows, both, compute):
     losses = [{"name": "soft_labels"}, {"name": "hints"}]
-    teacher = [copy.deepcopy(both[AUXILIARY])]
-
-    def answer(inputs, _rows):
-        return teacher[0].outputs(inputs)
-
+    teacher = NetworkAnswers(copy.deepcopy(both[AUXILIARY]))
     chosen = params(losses=losses)
-    course = Course.of(both, [answer], rows, chosen, compute, Watch())
+    course = Course.of(both, [teacher], rows, chosen, compute, Watch())
     batch = course.batch(torch.Generator().manual_seed(2))
     for turn in (MAIN, AUXILIARY):
         course.heads.zero_grad(set_to_none=True)
@@ -275,7 +271,7 @@ class Asked:
     """A teacher that remembers which rows and views it was asked about."""
 
     def __init__(self, teacher):
-        self.teacher, self.calls = teacher, []
+        self.teacher, self.looks, self.calls = teacher, teacher.looks, []
 
     def __call__(self, inputs, rows):
         self.calls.append((rows.tolist(), inputs.sum().item()))
