@@ -4,8 +4,8 @@ import gc
 
 from tasks.settings import isolate
 
-# Half a million objects are imported, and stay. To look for garbage after every 700 new ones, as
-# Python does by default, takes a tenth of the time.
+# Eight hundred thousand objects are imported, and stay. To look for garbage after every 700 new
+# ones, as Python does by default, takes a tenth of the time.
 gc.set_threshold(50_000)
 
 # Prefect and MLflow read their environment when they are imported, so this has to come first.
