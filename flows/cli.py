@@ -1,7 +1,6 @@
 """The `stillmark` command. Thin: every line calls a flow, a task or a table."""
 
 import atexit
-import json
 import logging
 import os
 import socket
@@ -12,9 +11,17 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from flows import convert, lineage_commands, storage_commands, up_commands, watch_commands
+from flows import (
+    convert,
+    lineage_commands,
+    promotion_commands,
+    storage_commands,
+    up_commands,
+    watch_commands,
+)
+from flows.as_json import Json, print_json
 from flows.server import start_own_server
-from tasks.errors import RegistryError, SetupError, StillmarkError
+from tasks.errors import SetupError, StillmarkError
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,8 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="From unlabelled data and a few labels to a small int8 model, with lineage.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 class Page(StrEnum):
@@ -63,7 +68,7 @@ def retrain(
     why = Reason(trigger=BY_HAND.trigger, sentence=reason.strip() or BY_HAND.sentence)
     outcome = run_once(why, wait_seconds=60 * wait)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "outcome": outcome.retraining.outcome,
                 "reason": outcome.retraining.sentence,
@@ -95,7 +100,7 @@ def compare_arms(*, as_json: Json = False) -> None:
     found = compared.comparison
     if as_json:
         rows = rows_of(found)
-        _print_json({"arms": rows, "advice": advice(found), "plot": str(compared.plot)})
+        print_json({"arms": rows, "advice": advice(found), "plot": str(compared.plot)})
     else:
         show_comparison(Console(), compared)
 
@@ -115,7 +120,7 @@ def fit_to_budget(*, as_json: Json = False) -> None:
 
     fitted = fit_once()
     if as_json:
-        _print_json(fitted_as_json(fitted))
+        print_json(fitted_as_json(fitted))
     else:
         show_fitted(Console(), fitted)
     if fitted.choice.chosen is None:
@@ -143,7 +148,7 @@ def check(*, as_json: Json = False) -> None:
     if current:
         found |= plan(tracking, Run(params.project, params.compute, versions.current()), params)
     if as_json:
-        _print_json({name: "reuse" if reused else "run" for name, reused in found.items()})
+        print_json({name: "reuse" if reused else "run" for name, reused in found.items()})
         return
     typer.echo(f"params.yaml, data and environment of '{params.project}' are fine. A run would:")
     for name, reused in found.items():
@@ -167,7 +172,7 @@ def methods(
     if name:
         typer.echo(described(name))
     elif as_json:
-        _print_json(listed())
+        print_json(listed())
     else:
         for drawer, found in listed().items():
             typer.echo(f"{drawer}:")
@@ -207,125 +212,20 @@ def predict(
         raise StillmarkError(f"{inputs[at]}: {str(error).partition(': ')[2]}") from None
     rows = found.to_dict(orient="records")
     if as_json:
-        _print_json([{"input": text, **row} for text, row in zip(inputs, rows, strict=True)])
+        print_json([{"input": text, **row} for text, row in zip(inputs, rows, strict=True)])
         return
     for text, row in zip(inputs, rows, strict=True):
         typer.echo(f"{text}\t{row['label']}\t{row['probability']:.3f}")
 
 
-Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the ledger.")]
-Model = Annotated[str, typer.Argument(help="MODEL or MODEL:VERSION; the newest by default.")]
-RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="As the promotion named it.")]
-
-
-@app.command()
-def promote(
-    model: Model,
-    *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what the gates say.")
-    ] = False,
-    again: Annotated[
-        str | None,
-        typer.Option("--again", metavar="REASON", help="Judge a version that was rolled back."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Judge a version against the champion; promote it if it passes.
-
-    A rejected challenger is a normal outcome: the command ends with 0 and says why.
-    """
-    name, version = _name_and_version(model)
-    start_own_server(Settings())
-    from flows.promote import in_project, said
-    from flows.promote import promote as flow
-
-    again = None if again is None else said(again, "--again")
-    decision = in_project(flow, name, version, again=again, dry_run=dry_run)
-    if as_json:
-        _print_json(decision.model_dump())
-        return
-    for found in decision.verdicts:
-        typer.echo(f"{'pass' if found.passed else 'FAIL'}  {found.gate:<12} {found.sentence}")
-    typer.echo(f"{'dry run: ' if dry_run else ''}{decision.sentence}")
-
-
-@app.command()
-def rollback(
-    model: Annotated[str, typer.Argument(help="Registered name, for example digits.edge.")],
-    reason: Reason,
-    to: Annotated[
-        int | None, typer.Option("--to", help="Version; by default the champion before.")
-    ] = None,
-) -> None:
-    """Make an earlier version champion again.
-
-    The version that was rolled back stays out until somebody promotes it with --again.
-    """
-    start_own_server(Settings())
-    from flows.promote import in_project, said
-    from flows.promote import rollback as flow
-
-    entry = in_project(flow, model, said(reason, "--reason"), to)
-    typer.echo(f"{model} champion: version {entry.version} (ledger row {entry.sequence})")
-
-
-@app.command()
-def approve(request: RequestId, reason: Reason) -> None:
-    """Promote what waits for a person's approval."""
-    _settle(request, reason, approved=True)
-
-
-@app.command()
-def reject(request: RequestId, reason: Reason) -> None:
-    """Turn down what waits for a person's approval."""
-    _settle(request, reason, approved=False)
-
-
-def _settle(request: str, reason: str, *, approved: bool) -> None:
-    start_own_server(Settings())
-    from flows.promote import in_project, said, settle
-
-    found = in_project(settle, request, said(reason, "--reason"), approved=approved)
-    typer.echo(f"{found.model} version {found.version}: {found.state} by {found.settled_by}")
-
-
-@app.command()
-def history(
-    model: Annotated[str, typer.Argument(help="Registered name, for example digits.edge.")],
-    *,
-    check: Annotated[
-        bool, typer.Option("--check", help="Verify rows, links and alias; 1 where one is wrong.")
-    ] = False,
-    recheck: Annotated[
-        bool, typer.Option("--recheck", help="Judge all kept evidence again; 1 where it differs.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Say who was champion, when, by whom and why."""
-    from flows.history import history as found_history
-    from flows.history import lines, rechecked
-    from tasks.succession import Succession
-
-    succession = Succession.of(Settings())
-    problems = succession.check(model) if check else []
-    if recheck:
-        problems += rechecked(succession, model)
-    if as_json:
-        _print_json({**found_history(succession, model), "problems": problems})
-    elif problems:
-        for problem in problems:
-            typer.echo(f"stillmark: {problem}", err=True)
-    else:
-        typer.echo("\n".join(lines(found_history(succession, model))))
-        asked = [*["rows, links and alias"] * check, *["evidence"] * recheck]
-        if asked:
-            typer.echo(f"verified: {', '.join(asked)}")
-    if problems:
-        raise typer.Exit(1)
-
-
-GIVEN = (lineage_commands, convert, up_commands, watch_commands, storage_commands)
+GIVEN = (
+    promotion_commands,
+    lineage_commands,
+    convert,
+    up_commands,
+    watch_commands,
+    storage_commands,
+)
 for more in (command for module in GIVEN for command in module.COMMANDS):
     app.command()(more)
 
@@ -339,7 +239,7 @@ def status(*, as_json: Json = False) -> None:
     settings.writable_home()
     found = overview(settings, reach(settings))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         typer.echo("\n".join(lines(found)))
 
@@ -394,14 +294,6 @@ def _tracking() -> "Tracking":
     return Tracking(settings.tracking_uri, settings.home)
 
 
-def _name_and_version(model: str) -> tuple[str, int | None]:
-    """MODEL or MODEL:VERSION in its parts."""
-    name, colon, version = model.partition(":")
-    if colon and not (version.isdecimal() and int(version)):
-        raise RegistryError(f"'{model}' names no version; expected a number: {name}:1")
-    return name, int(version) if colon else None
-
-
 def _content(text: str, loader: str) -> bytes | str:
     """What INPUT means to a model, by the module that loads it: images are always files."""
     path = Path(text)
@@ -431,10 +323,6 @@ def _refuse_taken(port: int) -> None:
             raise SetupError(
                 f"port {port} is taken ({error.strerror}); choose another with --port"
             ) from None
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> int:

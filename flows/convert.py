@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.as_json import Json, say
 from tasks.errors import ParamsError
 from tasks.settings import Settings
 
@@ -25,7 +26,7 @@ def convert(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="As for params.yaml: precision=int8."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a model for another runtime, checked on real rows.
 
@@ -43,7 +44,7 @@ def convert(
     tracking = Tracking(settings.tracking_uri, settings.home)
     version = version_named(tracking, model)
     found = converted_by(tracking, version, exporter, Rows(settings.root / PREPARED), out)
-    typer.echo(json.dumps(found.model_dump(mode="json"), indent=2) if as_json else found.sentence)
+    say(found.model_dump(mode="json") if as_json else found.sentence)
 
 
 COMMANDS = (convert,)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.entries import Entry
 from tasks.errors import ArtifactError, RegistryError
 from tasks.judge import recheck
+from tasks.ledger import Entry
 from tasks.sections import hint
 from tasks.succession import CHAMPION, Succession
 

@@ -1,17 +1,16 @@
 """The commands about lineage: `flows.cli` takes them in."""
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from flows.as_json import Json, say
 from flows.server import start_own_server
 from tasks.errors import StillmarkError
 from tasks.settings import Settings
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Model = Annotated[
     str, typer.Argument(help="MODEL, MODEL@ALIAS or MODEL:VERSION; champion by default.")
 ]
@@ -38,7 +37,7 @@ def trace(
         found = trace_of(catalogue, version_named(catalogue.tracking, model))
     if picture is not None:
         _write(picture, svg(found).encode())
-    _say(found.model_dump(mode="json") if as_json else tree(found))
+    say(found.model_dump(mode="json") if as_json else tree(found))
 
 
 def verify(
@@ -66,7 +65,7 @@ def verify(
 
     found, _ = in_process(flow, model, None if key is None else str(key.resolve()))
     if as_json:
-        _say(found.model_dump(mode="json") | {"passed": found.passed})
+        say(found.model_dump(mode="json") | {"passed": found.passed})
     else:
         for line in found.lines():
             typer.echo(line)
@@ -104,7 +103,7 @@ def replay(
         place = scratch or Path(temporary) / "replay"
         found, _ = in_process(flow, model, str(place.resolve()), stage, **given)
     if as_json:
-        _say(found.model_dump(mode="json") | {"passed": found.passed})
+        say(found.model_dump(mode="json") | {"passed": found.passed})
     else:
         for one in found.remade:
             typer.echo(f"{one.status:<16} {one.role} ({one.stage}){_because(one.reasons)}")
@@ -134,7 +133,7 @@ def forget(
     decision = run_once().decision if retrain else None
     if as_json:
         made = None if decision is None else decision.model_dump(mode="json")
-        _say({"forgotten": found.model_dump(mode="json"), "decision": made})
+        say({"forgotten": found.model_dump(mode="json"), "decision": made})
         return
     typer.echo("\n".join(forgotten_lines(found)))
     if decision is not None:
@@ -163,7 +162,7 @@ def impact(
     with Catalogue.of(Settings()) as catalogue:
         version = None if model is None else version_named(catalogue.tracking, model)
         found = impact_of(catalogue, row=row, data=data, code=code, model=version)
-    _say(found.model_dump(mode="json") if as_json else "\n".join(lines(found)))
+    say(found.model_dump(mode="json") if as_json else "\n".join(lines(found)))
 
 
 def export(
@@ -215,10 +214,6 @@ COMMANDS = (trace, verify, replay, impact, forget, export, index)
 
 def _because(reasons: tuple[str, ...]) -> str:
     return f": {'; '.join(reasons)}" if reasons else ""
-
-
-def _say(found: Any) -> None:  # noqa: ANN401 - a text, or what JSON can hold
-    typer.echo(found if isinstance(found, str) else json.dumps(found, indent=2))
 
 
 def _write(path: Path, content: bytes) -> None:

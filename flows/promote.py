@@ -8,9 +8,8 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from flows.documents import document
 from flows.naming import refuse_unknown
 from flows.once import NOTED, in_process, preflight, wait_for_task_states
-from tasks.entries import Entry
 from tasks.errors import StillmarkError
-from tasks.ledger import Request
+from tasks.ledger import Entry, Request
 from tasks.params import load
 from tasks.promote import Decision
 from tasks.promote import promote as judge_and_promote

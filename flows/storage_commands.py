@@ -1,11 +1,11 @@
 """The commands about what is stored: `flows.cli` takes them in."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.as_json import Json, print_json
 from flows.server import start_own_server
 from tasks.settings import Settings
 
@@ -33,7 +33,7 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would go, and how much it frees.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Delete what no alias, ledger row or kept record leads to.
 
@@ -48,7 +48,7 @@ def gc(
     if as_json:
         freed = {kind: {"items": n, "bytes": size} for kind, (n, size) in found.freed.items()}
         plain = found.model_dump(mode="json")
-        typer.echo(json.dumps(plain | {"freed": freed, "bytes": found.size_bytes}, indent=2))
+        print_json(plain | {"freed": freed, "bytes": found.size_bytes})
     else:
         typer.echo("\n".join(lines(found)))
     if found.problems:
@@ -62,7 +62,7 @@ def backfill(
     promote: Annotated[
         bool, typer.Option("--promote", help="Judge each against the champion.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train on past data versions, with today's code and parameters.
 
@@ -74,7 +74,7 @@ def backfill(
 
     found = backfill_once(start, end, promotes=promote)
     if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))
+        print_json(found.model_dump(mode="json"))
     else:
         typer.echo("\n".join(filled_lines(found)))
     if any(one.failed for one in found.filled):

@@ -1,11 +1,11 @@
 """The command that asks the triggers: `flows.cli` takes it in."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.as_json import Json, print_json
 from flows.server import start_own_server
 from tasks.settings import Settings
 
@@ -18,7 +18,7 @@ def watch(
     run: Annotated[
         bool, typer.Option("--run", help="Start a retraining here where a trigger says so.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Ask every trigger whether it is time for a retraining.
 
@@ -36,7 +36,7 @@ def watch(
         reason = found.reason
         plain: dict[str, Any] = found.model_dump(mode="json")
         plain |= {"reason": None if reason is None else reason.model_dump(), "outcome": outcome}
-        typer.echo(json.dumps(plain, indent=2))
+        print_json(plain)
     elif outcome is not None:
         typer.echo(f"{outcome['outcome']}: {outcome['sentence']}")
     if found.failures:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from tasks import estimators
 from tasks.modalities import Modality
@@ -23,6 +23,6 @@ def asking(modality: Modality, folder: Path) -> Ask:
     """
     if estimators.is_stored(folder):
         method, model = estimators.load(folder)
-        return lambda part: softmax(method.logits(model, part), axis=1)
+        return lambda part: scipy.special.softmax(method.logits(model, part), axis=1)
     classifier = modality.classifier(folder)
     return lambda part: classifier.probabilities(np.asarray(part.inputs))

@@ -6,7 +6,6 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
-from sklearn.model_selection import StratifiedKFold
 
 from tasks import estimators
 from tasks.errors import ParamsError
@@ -86,6 +85,8 @@ def out_of_fold(
         pool: Every training row.
         work: Seed and progress.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     seed = work.compute.seed
     found, known = answers.copy(), np.flatnonzero(pool.labels != HIDDEN)
     dealt = StratifiedKFold(params.folds, shuffle=True, random_state=estimators.short(seed))

@@ -1,8 +1,5 @@
 """What an encoder's features are worth: a linear classifier on the few shown labels."""
 
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tasks.compute import Compute
@@ -14,6 +11,10 @@ def linear_probe(encoder: nn.Module, rows: Rows, compute: Compute) -> dict[str, 
     """Validation accuracy of logistic regression on frozen features; empty without such rows."""
     if not len(rows.validation):
         return {}
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     shown = rows.train.labelled
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(outputs(encoder, shown, compute).numpy(), shown.labels)

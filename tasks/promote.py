@@ -1,6 +1,8 @@
 """Promotion: the challenger becomes champion where every gate lets it pass."""
 
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +12,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.entries import Entry
 from tasks.errors import ConflictError, RegistryError
 from tasks.gates import GATES, Evidence, Gate, Verdict
 from tasks.judge import Bench, Judgement, judge, keep
-from tasks.ledger import Request
+from tasks.ledger import Entry, Request
 from tasks.notify import News, What, announce
 from tasks.refs import VersionRef
 from tasks.rows import Rows
@@ -238,11 +239,20 @@ def _keep(case: _Case, evidence: Evidence, judgement: Judgement) -> Kept:
     with tempfile.TemporaryDirectory() as scratch:
         digest = keep(evidence, judgement, Path(scratch))
         tracking.store_report(run_id, Path(scratch))
-    for verdict in judgement.verdicts:
-        figures = {f"{verdict.gate}.{name}": value for name, value in verdict.figures.items()}
-        tracking.log_metrics(run_id, figures, data=run.data)
+    tracking.log_metrics(run_id, _figures(judgement.verdicts), data=run.data)
     tracking.end(run_id)
     return Kept(evidence=digest, evidence_run=run_id)
+
+
+def _figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """All figures by gate and name; a gate's second verdict is `quality-2`, its third …-3."""
+    found: dict[str, float] = {}
+    times: Counter[str] = Counter()
+    for verdict in verdicts:
+        times[verdict.gate] += 1
+        gate = verdict.gate if times[verdict.gate] == 1 else f"{verdict.gate}-{times[verdict.gate]}"
+        found |= {f"{gate}.{name}": value for name, value in verdict.figures.items()}
+    return found
 
 
 def _told(case: _Case, decision: Decision) -> Decision:

@@ -7,13 +7,8 @@ by a stated tolerance, and the report says what is different here.
 """
 
 import errno
-import io
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,10 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks import git
+from tasks import rerun
 from tasks.checks import committed_code
 from tasks.differences import Difference, differing
-from tasks.errors import ArtifactError, ParamsError, SetupError, TrainingError
+from tasks.errors import ParamsError, SetupError, TrainingError
 from tasks.lineage import origin
 from tasks.lineage.digests import digest_of_value
 from tasks.lineage.record import Record
@@ -37,55 +32,10 @@ from tasks.versioning import PREPARED, Versions
 Status = Literal["equal", "within tolerance", "different", "declared"]
 
 TOLERANCE = 1e-4
-FULL = ("No space left on device", "disk is full")
 HOST = ("machine", "instruction_set", "device", "precision", "threads", "seed")
 NAMED_AT_MOST = 5
 # The packages of Stillmark itself are named by the code digest.
 OWN_PACKAGE = "stillmark"
-
-# Runs in the recorded code, which knows nothing of this module.
-DRIVER = """
-import json, sys
-from pathlib import Path
-import flows
-import importlib, inspect
-from tasks.compute import ComputeParams
-from tasks.refs import DataRef, ModelRef
-from tasks.sections import parse
-from tasks.settings import Settings
-from tasks.stage import Run
-from tasks.tracking import Tracking
-
-job = json.loads(Path(sys.argv[1]).read_text())
-settings = Settings()
-tracking = Tracking(settings.tracking_uri, settings.home)
-known = {name: ModelRef(**ref) for name, ref in job["known"].items()}
-data = DataRef(**job["data"])
-
-
-def bring(name, given):
-    if name in known:
-        return
-    run_id = tracking.start(job["project"], given["stage"], given["key"], data)
-    model_id = tracking.new_model(job["project"], run_id, given["role"], given["key"])
-    tracking.store_model(model_id, Path(given["folder"]))
-    fields = {field: given[field] for field in ("stage", "role", "key", "content")}
-    known[name] = ModelRef(run_id=run_id, model_id=model_id, record=name, **fields)
-    tracking.finish(run_id, known[name])
-
-
-for step in job["steps"]:
-    for name, given in step["given"].items():
-        bring(name, given)
-    stage = getattr(importlib.import_module("tasks." + step["module"]), step["stage"])
-    hints = list(inspect.signature(stage.function, eval_str=True).parameters.values())
-    section = parse(hints[1].annotation, step["parameters"], step["stage"])
-    run = Run(job["project"], parse(ComputeParams, step["compute"], "compute"), data)
-    inputs = {role: known[name] for role, name in step["inputs"].items()}
-    known[step["record"]] = made = stage._run(run, section, **inputs)
-    found = {"ref": made.model_dump(), "folder": str(tracking.fetch(made).folder)}
-    Path(job["results"], step["record"]).write_text(json.dumps(found))
-"""
 
 
 class Remade(BaseModel):
@@ -145,14 +95,6 @@ class _Stored:
     digest: str
     record: Record
     folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where the code of a record is committed."""
-
-    root: Path
-    commit: str
 
 
 def replay(
@@ -236,15 +178,8 @@ def _clear(scratch: Path) -> None:
 
 def _of_system(error: OSError, scratch: Path) -> SetupError:
     if error.errno == errno.ENOSPC:
-        return _full(scratch)
+        return rerun.full(scratch)
     return SetupError(f"{error.filename or scratch} cannot be used: {error.strerror}")
-
-
-def _full(scratch: Path) -> SetupError:
-    return SetupError(
-        f"no space is left for {scratch}; free some, or replay in another folder; nothing else was "
-        "touched"
-    )
 
 
 @dataclass(frozen=True)
@@ -279,7 +214,7 @@ class _Replay:
         for number, (_, together) in enumerate(groupby(wanted, place)):
             members = list(together)
             source = sources[members[0].digest]
-            if isinstance(source, _Source):
+            if isinstance(source, rerun.Source):
                 self._execute(self.scratch / str(number), source, members, known)
             for one in members:
                 why = sources[one.digest]
@@ -288,7 +223,7 @@ class _Replay:
                 )
         yield from remade.values()
 
-    def _source(self, one: _Stored) -> _Source | str:
+    def _source(self, one: _Stored) -> rerun.Source | str:
         """Where a record's code is, or why it cannot be executed again."""
         code = one.record.code
         if self._key(one) != one.record.key:
@@ -300,7 +235,7 @@ class _Replay:
             return "it ran outside git: its code is not kept"
         for root in (self.settings.root, origin.CODE.parent):
             if committed_code(root, code.commit) == code.digest:
-                return _Source(root, code.commit)
+                return rerun.Source(root, code.commit)
         if not code.clean:
             return f"the working tree was not as in commit {code.commit}: its code is not kept"
         return f"git does not have commit {code.commit} with the recorded code; fetch it"
@@ -321,11 +256,15 @@ class _Replay:
         )
 
     def _execute(
-        self, root: Path, source: _Source, members: list[_Stored], known: dict[str, dict[str, Any]]
+        self,
+        root: Path,
+        source: rerun.Source,
+        members: list[_Stored],
+        known: dict[str, dict[str, Any]],
     ) -> None:
         """Runs stages of one commit and data version; adds what they made to what is known."""
         data = members[0].record.data
-        _extract(source, root)
+        rerun.unpack(source, root)
         cache = Versions.of(self.settings).cache
         cache.restore(data.prepared, root / PREPARED)
         cache.restore(data.raw, root / "data")
@@ -349,39 +288,18 @@ class _Replay:
         return {
             "record": one.digest,
             "stage": record.stage,
-            "module": _module(root, record.stage),
+            "module": rerun.module_of(root, record.stage),
             "parameters": record.parameters,
-            "compute": _compute(record.environment),
+            "compute": rerun.compute_of(record.environment),
             "inputs": {parent.role: parent.record for parent in record.parents},
             "given": {one.digest: _given(one) for one in parents if one.digest not in made},
         }
 
     def _run(self, root: Path, job: Path, members: list[_Stored]) -> None:
-        log = root.with_suffix(".log")
-        path = filter(None, (str(root), os.environ.get("PYTHONPATH")))
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),
-            "STILLMARK_PROJECT": str(root),
-            "STILLMARK_MLFLOW_URI": f"sqlite:///{self.scratch / 'mlflow.db'}",
-            "PREFECT_HOME": str(self.scratch / "prefect"),
-            "TMPDIR": str(self.scratch),
-        }
-        with log.open("w") as stream:
-            done = subprocess.run(  # noqa: S603 - our own words only
-                [sys.executable, "-c", DRIVER, str(job)],
-                cwd=root,
-                env=environment,
-                stdout=stream,
-                stderr=stream,
-                check=False,
-            )
-        if done.returncode:
-            said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            if any(word in line for line in said for word in FULL):
-                raise _full(self.scratch)
+        last = rerun.run(root, job, self.scratch)
+        if last is not None:
             undone = (one for one in members if not self._at(one).exists())
-            at, last = next(undone, members[-1]).record.stage, said[-1] if said else "no word"
+            at = next(undone, members[-1]).record.stage
             raise TrainingError(f"stage {at} failed when it was made again: {last}")
 
     def _at(self, one: _Stored) -> Path:
@@ -443,29 +361,6 @@ def _given(one: _Stored) -> dict[str, str]:
         "content": record.content,
         "folder": str(one.folder),
     }
-
-
-def _compute(environment: dict[str, Any]) -> dict[str, Any]:
-    """Section `compute` that asks for what a record says it ran on."""
-    plain = {name: environment[name] for name in ("seed", "threads", "precision")}
-    return {**plain, "device": "cpu" if environment["device"] == "cpu" else "cuda"}
-
-
-def _extract(source: _Source, root: Path) -> None:
-    """Unpacks a commit; the repository and its working tree stay as they are."""
-    root.mkdir()
-    prefix = git.output(source.root, ("rev-parse", "--show-prefix")).decode().strip()
-    packed = git.output(source.root, ("archive", "--format=tar", f"{source.commit}:{prefix}"))
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(root, filter="data")
-
-
-def _module(root: Path, stage: str) -> str:
-    """The module of a commit that holds a stage."""
-    for path in sorted((root / "tasks").glob("*.py")):
-        if f"\ndef {stage}(" in path.read_text(encoding="utf-8"):
-            return path.stem
-    raise ArtifactError(f"the recorded code has no stage '{stage}': the record is of another chain")
 
 
 def _reasons(recorded: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.spatial.distance import pdist, squareform
-from scipy.stats import chi2_contingency, fisher_exact, ks_2samp, mannwhitneyu
 
 BINS = 10
 HALF = 0.5
@@ -55,7 +54,7 @@ def numeric(what: str, first: Matrix, second: Matrix) -> Shift:
 
     The index is over tenths of the first sample.
     """
-    found: Any = ks_2samp(first, second, method="asymp")
+    found: Any = scipy.stats.ks_2samp(first, second, method="asymp")
     edges = np.unique(np.quantile(first, np.linspace(0, 1, BINS + 1)[1:-1]))
     counts = [
         np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
@@ -84,7 +83,11 @@ def _homogeneity(first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
     table = _pooled(np.stack([first, second]))
     if table.shape[1] < TWO:
         return 1.0
-    found: Any = fisher_exact(table) if table.shape[1] == TWO else chi2_contingency(table)
+    found: Any = (
+        scipy.stats.fisher_exact(table)
+        if table.shape[1] == TWO
+        else scipy.stats.chi2_contingency(table)
+    )
     return float(found[1])
 
 
@@ -110,9 +113,9 @@ def discrepancy(
     Returns:
         The squared discrepancy, and the p-value.
     """
-    squares = pdist(np.concatenate([first, second]), "sqeuclidean")
+    squares = scipy.spatial.distance.pdist(np.concatenate([first, second]), "sqeuclidean")
     width = float(np.median(squares)) or float(squares.mean()) or 1.0
-    kernel = squareform(np.exp(-squares / width))
+    kernel = scipy.spatial.distance.squareform(np.exp(-squares / width))
     np.fill_diagonal(kernel, 1.0)
     signs = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
     observed = float(signs @ kernel @ signs)
@@ -160,7 +163,7 @@ def _told_apart(halves: list[list[Matrix]], *, learnt: int) -> tuple[float, floa
     model = LogisticRegression(class_weight="balanced", max_iter=200)
     model.fit(np.concatenate(known), labels)
     before, after = (model.decision_function(sample) for sample in asked)
-    test: Any = mannwhitneyu(after, before, alternative="greater", method="asymptotic")
+    test: Any = scipy.stats.mannwhitneyu(after, before, alternative="greater", method="asymptotic")
     return float(test.statistic) / (len(before) * len(after)), float(test.pvalue)
 
 

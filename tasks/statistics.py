@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import ndtri
-from scipy.stats import binomtest, rankdata
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -35,7 +33,7 @@ class Share:
 def share(right: NDArray[np.bool_]) -> Share:
     """Share of true entries of (N,), N at least 1."""
     count = len(right)
-    test = binomtest(int(right.sum()), count)
+    test = scipy.stats.binomtest(int(right.sum()), count)
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
     return Share(float(right.mean()), float(interval.low), float(interval.high), count)
 
@@ -62,13 +60,13 @@ def separation(first: NDArray[np.float64], second: NDArray[np.float64]) -> Separ
     By mid-ranks (Sun and Xu 2014), so that 60,000 rows take milliseconds.
     """
     count, others = len(first), len(second)
-    together = rankdata(np.concatenate([first, second]))
+    together = scipy.stats.rankdata(np.concatenate([first, second]))
     # Of each row, the share of the other kind that it is above.
-    above = (together[:count] - rankdata(first)) / others
-    below = 1 - (together[count:] - rankdata(second)) / count
+    above = (together[:count] - scipy.stats.rankdata(first)) / others
+    below = 1 - (together[count:] - scipy.stats.rankdata(second)) / count
     auc = float(above.mean())
     deviation = math.sqrt(above.var(ddof=1) / count + below.var(ddof=1) / others)
-    reach = float(ndtri((1 + CONFIDENCE) / 2)) * deviation
+    reach = float(scipy.special.ndtri((1 + CONFIDENCE) / 2)) * deviation
     return Separation(auc, max(0.0, auc - reach), min(1.0, auc + reach))
 
 
@@ -96,7 +94,9 @@ class Paired:
         """One-sided exact McNemar test (McNemar 1947) of "the first is no better"."""
         apart = self.only_first + self.only_second
         return (
-            float(binomtest(self.only_first, apart, alternative="greater").pvalue) if apart else 1.0
+            float(scipy.stats.binomtest(self.only_first, apart, alternative="greater").pvalue)
+            if apart
+            else 1.0
         )
 
     def _second_share(self, difference: float) -> float:
@@ -134,10 +134,10 @@ class Paired:
         Args:
             alpha: One minus the confidence; below 0.5.
         """
-        limit, lowest = float(ndtri(1 - alpha)), -1 + 1e-12
+        limit, lowest = float(scipy.special.ndtri(1 - alpha)), -1 + 1e-12
         if self.score(lowest) <= limit:
             return -1.0
-        found: Any = brentq(lambda at: self.score(at) - limit, lowest, self.gain)
+        found: Any = scipy.optimize.brentq(lambda at: self.score(at) - limit, lowest, self.gain)
         return float(found)
 
     def worse_by_more(self, margin: float) -> float:

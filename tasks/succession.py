@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.entries import Action, Entry, Witness
 from tasks.errors import ArtifactError, ConflictError, LedgerError
-from tasks.ledger import Intent, Ledger, Request
+from tasks.ledger import Action, Entry, Intent, Ledger, Request, Witness
 from tasks.refs import VersionRef
 from tasks.settings import Settings
 from tasks.tracking import Tracking

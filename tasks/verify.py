@@ -31,8 +31,8 @@ from tasks.checks import (
 )
 from tasks.claims import Claim, Node, check_tags, of_model, of_run, of_version
 from tasks.compute import Compute, ComputeParams
-from tasks.entries import Entry
 from tasks.errors import ArtifactError, DataError, LedgerError, RegistryError, SetupError
+from tasks.ledger import Entry
 from tasks.lineage import origin
 from tasks.lineage.digests import digest_of_file, digest_of_files
 from tasks.lineage.record import Code, Record

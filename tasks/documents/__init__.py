@@ -20,13 +20,12 @@ from typing import Any
 import pyarrow.parquet
 from pydantic import ValidationError
 
-from tasks.entries import Entry
 from tasks.errors import ArtifactError, DataError, ParamsError, SetupError
 from tasks.evaluate import Evaluation, Measured
 from tasks.gates import Verdict
 from tasks.judge import JUDGEMENT_FILE, Judgement, recheck
 from tasks.keep import SCHEMA_FILE
-from tasks.ledger import Ledger
+from tasks.ledger import Entry, Ledger
 from tasks.lineage.digests import digest_of_file
 from tasks.lineage.record import Record
 from tasks.membership import Attack

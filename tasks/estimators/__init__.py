@@ -11,24 +11,23 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import scipy.sparse
+import scipy
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from scipy.special import log_softmax
-from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline, make_union
-from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.semi_supervised import LabelSpreading
 
 from tasks.drawers import Drawer
 from tasks.errors import ArtifactError, ParamsError
 from tasks.rows import HIDDEN, Part
 from tasks.sections import Section
+from tasks.word_vectors import WORD
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.semi_supervised import LabelSpreading
 
 ESTIMATOR_FILE, METHOD_FILE, ANSWERS_FILE = (
     "estimator.skops",
@@ -39,7 +38,6 @@ SCHEMA_FILE = "schema.json"
 SMALLEST_PROBABILITY = 1e-6
 FEWEST_CLASSES = 2
 LARGEST_VOCABULARY = 50_000
-WORD = r"(?u)\b\w+\b"  # scikit-learn's own pattern drops words of one letter, such as "i"
 SVD_ITERATIONS = 2
 SPREADING_STEPS, SPREADING_TOLERANCE = 1000, 1e-4
 
@@ -104,7 +102,9 @@ class MarginEstimator(Estimator):
 
     def logits(self, model: Any, part: Part) -> NDArray[np.float32]:  # noqa: ANN401
         """The log softmax of distances / temperature, (N, classes)."""
-        found = log_softmax(decisions(model, readable(part)) / self.temperature, axis=1)
+        found = scipy.special.log_softmax(
+            decisions(model, readable(part)) / self.temperature, axis=1
+        )
         return spread(found.clip(np.log(SMALLEST_PROBABILITY)), model.classes_, part)
 
 
@@ -165,6 +165,10 @@ def features(part: Part) -> Any:  # noqa: ANN401 - scikit-learn's transformers s
     Texts: TF-IDF of words and word pairs, and of character n-grams (2 to 4) within words, which see
     what inflected and misspelt words share. Numbers: mean 0 and variance 1.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+    from sklearn.preprocessing import StandardScaler
+
     if part.texts is None:
         return StandardScaler()
     return make_union(
@@ -197,6 +201,10 @@ def condensed(pool: Part, components: int, seed: int) -> tuple[Any, NDArray[np.f
     Returns:
         The fitted pipeline, and the pool's rows under it, (N, components).
     """
+    from sklearn.decomposition import PCA, TruncatedSVD
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+
     rows = readable(pool)
     first = features(pool).fit(rows)
     wide = first.transform(rows)
@@ -210,8 +218,10 @@ def condensed(pool: Part, components: int, seed: int) -> tuple[Any, NDArray[np.f
     return make_pipeline(first, *(step for _, step in rest.steps)), points
 
 
-def neighbour_graph(points: NDArray[np.float32], count: int) -> scipy.sparse.csr_matrix:
+def neighbour_graph(points: NDArray[np.float32], count: int) -> "csr_matrix":
     """Which rows are near to which, (N, N) of 0 and 1: symmetric, no row its own neighbour."""
+    from sklearn.neighbors import NearestNeighbors
+
     most = min(count, len(points) - 1)
     if not most:
         return scipy.sparse.csr_matrix((len(points), len(points)))
@@ -221,7 +231,7 @@ def neighbour_graph(points: NDArray[np.float32], count: int) -> scipy.sparse.csr
 
 def spreading(
     points: NDArray[np.float32], labels: NDArray[np.int64], neighbours: int, reach: float
-) -> LabelSpreading:
+) -> "LabelSpreading":
     """Label spreading (Zhou et al. 2003, "Learning with Local and Global Consistency").
 
     F ← α D^(-1/2) W D^(-1/2) F + (1 - α) Y until it rests, over the graph of nearest neighbours.
@@ -237,6 +247,8 @@ def spreading(
         classes); rows that no label reaches have even ones. A row it never saw takes the mean of
         its neighbours'.
     """
+    from sklearn.semi_supervised import LabelSpreading
+
     model = LabelSpreading(
         # scikit-learn's own graph is not symmetric, and 2 to 3 points less accurate on CLINC150.
         kernel=lambda rows, _: neighbour_graph(rows, neighbours),  # pyright: ignore[reportArgumentType] - in scikit-learn's docs, not in its stubs
@@ -288,7 +300,8 @@ def save(folder: Path, method: Estimator, fitted: Fitted) -> None:
 
     Equal models give equal bytes.
     """
-    from skops.io import dumps  # noqa: PLC0415 - imports all of scikit-learn
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from skops.io import dumps
 
     (folder / METHOD_FILE).write_text(json.dumps(method.plain(), indent=2), encoding="utf-8")
     for step in fitted.model.get_params().values():
@@ -304,7 +317,7 @@ def load(folder: Path) -> tuple[Estimator, Any]:
     Raises:
         ArtifactError: A file is missing or damaged, or names a type that is not trusted.
     """
-    from skops import io as skops  # noqa: PLC0415 - as above
+    from skops import io as skops
 
     path = folder / ESTIMATOR_FILE
     try:
@@ -328,7 +341,7 @@ def answers(folder: Path) -> NDArray[np.float32]:
     return load_file(folder / ANSWERS_FILE)["logits"]
 
 
-def _tidy(vectorizer: TfidfVectorizer) -> None:
+def _tidy(vectorizer: "TfidfVectorizer") -> None:
     """Leaves out what skops would store slowly, and what differs from process to process."""
     # scikit-learn mixes in numpy's integers, each of which would become a file of its own.
     vectorizer.vocabulary_ = {term: int(at) for term, at in vectorizer.vocabulary_.items()}

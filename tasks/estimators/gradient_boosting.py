@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from tasks.errors import ParamsError
 from tasks.estimators import Estimator, Fitted, readable
@@ -45,6 +44,8 @@ class GradientBoosting(Estimator):
                 "gradient_boosting splits numbers, and these rows are texts; take "
                 "logistic_regression"
             )
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
         known = pool.labelled
         model = HistGradientBoostingClassifier(
             max_iter=self.rounds,

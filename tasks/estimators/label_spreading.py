@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from sklearn.pipeline import make_pipeline
 
 from tasks.estimators import (
     SMALLEST_PROBABILITY,
@@ -42,6 +41,8 @@ class LabelSpreading(Estimator):
         Raises:
             ParamsError: Fewer than two classes have labels.
         """
+        from sklearn.pipeline import make_pipeline
+
         taught(pool)
         front, points = condensed(pool, self.components, seed)
         back = spreading(points, pool.labels, self.neighbours, self.reach)

@@ -4,11 +4,9 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.special import softmax
-from sklearn.pipeline import make_pipeline
-from sklearn.svm import LinearSVC
 
 from tasks.estimators import (
     SMALLEST_PROBABILITY,
@@ -82,10 +80,13 @@ class LinearSvc(MarginEstimator):
         seed: int,
     ) -> tuple[Any, NDArray[np.float32]]:
         """An SVC on the labels given, and the probabilities (N, classes) that follow from it."""
+        from sklearn.pipeline import make_pipeline
+        from sklearn.svm import LinearSVC
+
         chosen = replace(pool, labels=labels).labelled
         svc = LinearSVC(C=self.strength, max_iter=SOLVER_STEPS, random_state=short(seed))
         model = make_pipeline(features(pool), svc).fit(readable(chosen), chosen.labels)
-        said = softmax(self.logits(model, pool), axis=1)
+        said = scipy.special.softmax(self.logits(model, pool), axis=1)
         return model, said if beside is None else (said + beside) / 2
 
     def _spread(self, pool: Part, seed: int) -> NDArray[np.float32]:
@@ -93,4 +94,4 @@ class LinearSvc(MarginEstimator):
         _, points = condensed(pool, self.components, seed)
         found = spreading(points, pool.labels, self.neighbours, self.reach)
         known = np.log(found.label_distributions_.clip(SMALLEST_PROBABILITY))
-        return softmax(spread(known, found.classes_, pool), axis=1)
+        return scipy.special.softmax(spread(known, found.classes_, pool), axis=1)

@@ -3,8 +3,6 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression as Regression
-from sklearn.pipeline import make_pipeline
 
 from tasks.estimators import Estimator, Fitted, features, readable, short, taught
 from tasks.rows import Part
@@ -26,6 +24,9 @@ class LogisticRegression(Estimator):
         Raises:
             ParamsError: Fewer than two classes have labels.
         """
+        from sklearn.linear_model import LogisticRegression as Regression
+        from sklearn.pipeline import make_pipeline
+
         known = taught(pool)
         regression = Regression(C=self.strength, max_iter=1000, random_state=short(seed))
         model = make_pipeline(features(pool), regression).fit(readable(known), known.labels)

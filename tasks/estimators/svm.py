@@ -3,8 +3,6 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
-from sklearn.pipeline import make_pipeline
-from sklearn.svm import SVC
 
 from tasks.estimators import Fitted, MarginEstimator, features, readable, short, taught
 from tasks.rows import Part
@@ -34,6 +32,9 @@ class Svm(MarginEstimator):
         Raises:
             ParamsError: Fewer than two classes have labels.
         """
+        from sklearn.pipeline import make_pipeline
+        from sklearn.svm import SVC
+
         known = taught(pool)
         svc = SVC(C=self.strength, random_state=short(seed))
         if self.width is not None:

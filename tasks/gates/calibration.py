@@ -3,9 +3,9 @@
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.special import logsumexp, softmax
 
 from tasks.gates import Evidence, Gate, Side, Verdict
 from tasks.statistics import CONFIDENCE, sums_again
@@ -57,13 +57,13 @@ def tempered(probabilities: NDArray[np.float32], labels: NDArray[np.intp]) -> ND
         other = slice(1 - (half.start or 0), None, 2)
         losses = [_loss(logs[other] / one, labels[other]) for one in TEMPERATURES]
         scaled = logs[half] / TEMPERATURES[int(np.argmin(losses))]
-        found[half] = softmax(scaled, axis=1)
+        found[half] = scipy.special.softmax(scaled, axis=1)
     return found
 
 
 def _loss(logits: NDArray[np.float64], labels: NDArray[np.intp]) -> float:
     right = logits[np.arange(len(labels)), labels]
-    total: NDArray[np.float64] = np.asarray(logsumexp(logits, axis=1))
+    total: NDArray[np.float64] = np.asarray(scipy.special.logsumexp(logits, axis=1))
     return float((total - right).mean())
 
 

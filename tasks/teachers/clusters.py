@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,6 +37,8 @@ class Clusters(Teacher):
 
     def lesson(self, setting: Setting) -> Lesson:
         """See `Teacher.lesson`."""
+        from sklearn.cluster import KMeans
+
         seed = setting.pool.compute.generator("clusters").initial_seed() % 2**32
         found = leading(setting.pool, self.components, seed)
         means = KMeans(min(self.clusters, len(found)), random_state=seed)

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from sklearn.decomposition import PCA
-from sklearn.semi_supervised import LabelSpreading
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,6 +55,8 @@ class Propagation(Teacher):
         return _PropagationLesson(self, setting, surest(found, labels, self.keep_share))
 
     def _places(self, setting: Setting) -> NDArray[np.float32]:
+        from sklearn.decomposition import PCA
+
         pool, network = setting.pool, setting.network
         seed = pool.compute.generator("propagation").initial_seed() % 2**32
         if self.features == "inputs":
@@ -103,6 +103,8 @@ def spread(
     Returns:
         Distributions, (N, classes up to the last one shown); zeros where no label arrives.
     """
+    from sklearn.semi_supervised import LabelSpreading
+
     # scikit-learn counts a row among its own neighbours, and then leaves that edge out.
     count = min(neighbours + 1, len(rows))
     model = LabelSpreading(

@@ -2,8 +2,8 @@
 
 from typing import Annotated, ClassVar, Literal
 
+import scipy
 from pydantic import Field
-from scipy.stats import binomtest
 
 from tasks.triggers import ARRIVED, Answer, Signals, Trigger
 
@@ -34,7 +34,9 @@ class Performance(Trigger):
         late = signals.late()
         if late.rows < self.fewest_labels:
             return self.rests(f"{late.rows} labels arrived late, {self.fewest_labels} count")
-        p_value = float(binomtest(late.right, late.rows, late.low, alternative="less").pvalue)
+        p_value = float(
+            scipy.stats.binomtest(late.right, late.rows, late.low, alternative="less").pvalue
+        )
         found = late.right / late.rows
         said = (
             f"the champion gets {found:.2%} of {late.rows} late labels right, recorded are "

@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from sqlalchemy import create_engine
 
 from flows.history import history, lines
-from tasks.entries import Entry, stamp
 from tasks.gates import Evidence, Gate, Side
 from tasks.gates.agreement import Agreement
 from tasks.gates.budget import Budget
@@ -45,7 +44,9 @@ from tasks.gates.quality import Quality
 from tasks.gates.size import Size
 from tasks.gates.slices import Slices
 from tasks.judge import judge, keep
-from tasks.ledger import ENTRIES, Intent, Ledger
+from tasks.ledger import Intent, Ledger
+from tasks.ledger.entries import Entry, stamp
+from tasks.ledger.tables import ENTRIES
 from tasks.refs import ModelRef, VersionRef
 from tasks.succession import CHAMPION, Succession
 from tasks.tracking import Tracking

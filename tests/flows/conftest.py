@@ -83,7 +83,7 @@ def compared(fresh, plain_params, tmp_path_factory):
 def changed(finished, tmp_path, inside):
     """A copy of the project's folder on a copy of the store's database, for what comes next."""
     root = tmp_path / "changed"
-    caches = shutil.ignore_patterns(".stillmark", "mlflow.db-*", "__pycache__")
+    caches = shutil.ignore_patterns(".stillmark", "mlflow.db-*")
     shutil.copytree(finished.project.root, root, ignore=caches, symlinks=True)
     inside(root)
     return type(finished.project)(root)

@@ -384,6 +384,7 @@ def test_methods_lists_what_params_yaml_can_name(capsys):
     files = (path for path in Path(tasks.__file__).parent.glob("*/[a-z]*.py"))
     drawers = {path.parent.name for path in files} - {
         "lineage",
+        "ledger",
         "runtimes",
         "documents",
         "tracking",

@@ -61,7 +61,7 @@ def bench_of(root, data):
 def project(contested, tmp_path, inside):
     """A copy of it, on copies of its databases, that this process stands in."""
     root = tmp_path / "project"
-    caches = shutil.ignore_patterns(".stillmark", "mlflow.db-*", "__pycache__")
+    caches = shutil.ignore_patterns(".stillmark", "mlflow.db-*")
     shutil.copytree(contested.root, root, ignore=caches, symlinks=True)
     inside(root)
     return Project(root)

@@ -148,6 +148,17 @@ def test_every_gate_has_to_let_it_pass(bench, challenge):
     assert champion(bench) == 1
 
 
+def test_two_gates_of_one_name_have_figures_of_their_own(bench, challenge):
+    sure, surer = (Quality(test="non_inferiority", margin=0.5, alpha=at) for at in (0.05, 0.001))
+    challenge("fair", ANY)
+    decision = challenge("good", PromoteParams(gates=(sure, surer)))
+    first, second = (verdict.figures["low"] for verdict in decision.verdicts[:2])
+    assert first > second
+    (run, *_) = bench.runs(stage="promote")
+    metrics = run.data.metrics
+    assert (metrics["quality.low"], metrics["quality-2.low"]) == (first, second)
+
+
 def test_mlflow_validates_too(challenge):
     *_, verdict = challenge("lazy", ANY).verdicts
     assert verdict.gate == "mlflow"

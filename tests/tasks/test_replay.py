@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(recorded, tmp_path, monkeypa
 )
 def test_a_stage_that_fails_is_one_line(recorded, tmp_path, monkeypatch, last, error, message):
     driver = f"import sys; print({last!r}, file=sys.stderr); sys.exit(1)"
-    monkeypatch.setattr("tasks.replay.DRIVER", driver)
+    monkeypatch.setattr("tasks.rerun.DRIVER", driver)
     with pytest.raises(error, match=message) as caught:
         recorded.replay(tmp_path / "scratch")
     assert len(str(caught.value).splitlines()) == 1

@@ -7,41 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DataError, ParamsError
-from tasks.measure import Cost
 from tasks.sections import parse
-from tasks.statistics import Gain, Share
 from tasks.tracking import payload_of
 from tasks.weigh import (
     BudgetParams,
     Found,
     Limits,
-    Weighed,
     WeighParams,
     choose,
     front,
     labelled_validation,
     weigh,
 )
-
-
-def weighed(name, accuracy=0.9, size=10_240, latency=1.0, memory=500.0, drop=0.0):
-    cost = Cost(
-        size_bytes=size,
-        parameters=1,
-        macs=1,
-        latency_p50_ms=latency,
-        latency_p95_ms=latency,
-        throughput_rows_per_second=1.0,
-        peak_memory_kib=memory,
-    )
-    return Weighed(
-        name=name,
-        cost=cost,
-        accuracy=Share(accuracy, accuracy, accuracy, 100),
-        drop=Gain(drop, drop, drop),
-        agreement=None,
-    )
-
+from tests.weighed import weighed
 
 QUICK = WeighParams(latency_calls=3, host="this one")
 
@@ -129,7 +107,7 @@ def test_a_budget_that_says_nothing_is_refused(tree, message):
 
 
 def test_shares_of_the_limits_that_are_set():
-    one = weighed("a", size=2048, latency=3.0, memory=100.0, drop=0.01)
+    one = weighed("a", size_bytes=2048, latency_ms=3.0, memory_kib=100.0, drop=0.01)
     assert one.spent(Limits(size_kb=4.0, max_accuracy_drop=0.02)) == {
         "size_kb": 0.5,
         "max_accuracy_drop": 0.5,
@@ -153,7 +131,7 @@ FIGURES = st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 4))
 @given(st.lists(FIGURES, min_size=1, max_size=12))
 def test_the_front_is_what_nothing_beats(figures):
     models = [
-        weighed(str(at), accuracy=accuracy / 4, size=size, latency=float(latency))
+        weighed(str(at), accuracy=(accuracy / 4,) * 3, size_bytes=size, latency_ms=float(latency))
         for at, (accuracy, size, latency) in enumerate(figures)
     ]
     kept = {one.name for one in front(models)}
@@ -169,10 +147,10 @@ def test_the_front_is_what_nothing_beats(figures):
 
 def test_the_cheapest_inside_is_chosen_and_the_closest_limit_named():
     models = [
-        weighed("tiny", size=1024, drop=0.2),
-        weighed("small", size=4096, drop=0.01),
-        weighed("also small", size=4096, latency=0.5),
-        weighed("large", size=9000),
+        weighed("tiny", size_bytes=1024, drop=0.2),
+        weighed("small", size_bytes=4096, drop=0.01),
+        weighed("also small", size_bytes=4096, latency_ms=0.5),
+        weighed("large", size_bytes=9000),
     ]
     found = choose(models, Limits(size_kb=8.0, max_accuracy_drop=0.02))
     assert found.chosen.name == "also small"
@@ -180,7 +158,10 @@ def test_the_cheapest_inside_is_chosen_and_the_closest_limit_named():
 
 
 def test_where_nothing_fits_the_nearest_miss_and_its_limit_are_named():
-    models = [weighed("slow", latency=3.0, size=1024), weighed("large", latency=1.0, size=5120)]
+    models = [
+        weighed("slow", latency_ms=3.0, size_bytes=1024),
+        weighed("large", latency_ms=1.0, size_bytes=5120),
+    ]
     found = choose(models, Limits(size_kb=2.0, latency_ms=2.0))
     assert found.chosen is None
     assert (found.nearest.name, found.binding, found.used) == ("slow", "latency_ms", 1.5)

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from sqlalchemy import create_engine, insert, text
 from sqlalchemy.exc import DBAPIError
 
-from tasks.entries import digest_of_row, judge, stamp
 from tasks.errors import ConflictError, LedgerError
-from tasks.ledger import ENTRIES, Entry, Intent, Ledger, Request, Witness
+from tasks.ledger import Entry, Intent, Ledger, Request, Witness
+from tasks.ledger.entries import digest_of_row, judge, stamp
+from tasks.ledger.tables import ENTRIES
 
 CONTENT, RECORD, OTHER = "c" * 64, "d" * 64, "e" * 64
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

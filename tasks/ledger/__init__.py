@@ -5,177 +5,28 @@ it stand two tables of working notes: intents, opened before a promotion gathers
 closed once the alias was read back, and requests, which wait for a person's verdict.
 """
 
-import secrets
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
-from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args
-from uuid import uuid4
+from datetime import datetime
+from typing import Any, Literal
 
-import sqlalchemy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import Column, Connection, Integer, MetaData, Select, Table, select, update
+from pydantic import ValidationError
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tasks.database import Database
-from tasks.entries import (
-    Action,
-    Entry,
-    Finding,
-    Hex,
-    Name,
-    Sha256,
-    Text,
-    Time,
-    Witness,
-    flaw_of,
-    judge,
-    stamp,
-)
 from tasks.errors import ConflictError, LedgerError
+from tasks.ledger import reading
+from tasks.ledger.entries import Action, Entry, Finding, Witness, flaw_of, judge, stamp
+from tasks.ledger.notes import Intent, Request, clock
+from tasks.ledger.tables import ENTRIES, INTENTS, METADATA, REQUESTS, TRIGGERS
+
+__all__ = ["Action", "Entry", "Finding", "Intent", "Ledger", "Request", "Witness"]
 
 Verdict = Literal["approved", "rejected", "stale"]
 Ending = Literal["done", "abandoned"]
-Kind = TypeVar("Kind", bound=BaseModel)
 
-# No letter or digit that is taken for another when read aloud or copied by hand.
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 PATIENCE_S = 20.0
 DONE = {"promoted": "was promoted", "rolled_back": "was rolled back to"}
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _code() -> str:
-    drawn = [secrets.choice(LETTERS) for _ in range(8)]
-    return f"{''.join(drawn[:4])}-{''.join(drawn[4:])}"
-
-
-class Intent(BaseModel):
-    """A note, written ahead, of a promotion or rollback that somebody has begun.
-
-    Attributes:
-        id: What the entry will name; fresh by default.
-        model: Name of the registered model.
-        alias: The alias that is to move.
-        expected: Number of the entry that stood last when it was begun; 0 where there was none.
-        version: Version that is to hold the alias.
-        action: What is to be done.
-        actor: Who does it.
-        reason: Why.
-        started: When (UTC, RFC 3339); now by default.
-        state: `open`; `done` once the alias was read back; `abandoned` where it came to nothing.
-        outcome: How it ended, in words.
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    id: Hex = Field(default_factory=lambda: uuid4().hex)
-    model: Name
-    alias: Name
-    expected: Annotated[int, Field(ge=0)]
-    version: Annotated[int, Field(ge=1)]
-    action: Action
-    actor: Name
-    reason: Text
-    started: Time = Field(default_factory=lambda: stamp(_now()))
-    state: Literal["open", "done", "abandoned"] = "open"
-    outcome: Text | None = None
-
-
-class Request(BaseModel):
-    """A question to a person: may exactly this challenger become the holder of the alias?
-
-    Attributes:
-        id: What the person types to answer; fresh by default.
-        model: Name of the registered model.
-        alias: The alias that would move.
-        version: The challenger.
-        content: sha256 over the challenger's files.
-        expected: Number of the entry that stood last when it was asked; 0 where there was none.
-        head: Digest of that entry, or None.
-        evidence: sha256 over the kept evidence files, or None.
-        evidence_run: MLflow run where they lie, or None.
-        actor: Who asks.
-        asked: When (UTC, RFC 3339); now by default.
-        state: `open` until it is settled.
-        reason: Why it was settled so.
-        settled_by: Who settled it.
-        settled: When (UTC, RFC 3339).
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    id: Name = Field(default_factory=_code)
-    model: Name
-    alias: Name
-    version: Annotated[int, Field(ge=1)]
-    content: Sha256
-    expected: Annotated[int, Field(ge=0)]
-    head: Sha256 | None
-    evidence: Sha256 | None = None
-    evidence_run: Name | None = None
-    actor: Name
-    asked: Time = Field(default_factory=lambda: stamp(_now()))
-    state: Literal["open", "approved", "rejected", "stale"] = "open"
-    reason: Text | None = None
-    settled_by: Name | None = None
-    settled: Time | None = None
-
-
-METADATA = MetaData()
-
-
-def _table(name: str, model: type[BaseModel], key: set[str], unique: str = "") -> Table:
-    """A table with a model's fields as columns, so that the two cannot differ."""
-    columns: list[Column[Any]] = []
-    for field, info in model.model_fields.items():
-        kinds = get_args(info.annotation) or (info.annotation,)
-        kind = Integer() if int in kinds else sqlalchemy.Text()
-        nullable, primary = NoneType in kinds, field in key
-        columns.append(
-            Column(field, kind, primary_key=primary, nullable=nullable, unique=field == unique)
-        )
-    return Table(name, METADATA, *columns)
-
-
-ENTRIES = _table("stillmark_ledger", Entry, {"model", "alias", "sequence"}, unique="intent")
-INTENTS = _table("stillmark_intents", Intent, {"id"})
-REQUESTS = _table("stillmark_requests", Request, {"id"})
-
-# SQLite's REPLACE deletes without asking a trigger on DELETE, so one on INSERT has to look for it.
-TRIGGERS = {
-    "sqlite": (
-        """
-        CREATE TRIGGER stillmark_no_update BEFORE UPDATE ON stillmark_ledger
-        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
-        """,
-        """
-        CREATE TRIGGER stillmark_no_delete BEFORE DELETE ON stillmark_ledger
-        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
-        """,
-        """
-        CREATE TRIGGER stillmark_no_replace BEFORE INSERT ON stillmark_ledger
-        WHEN EXISTS (
-            SELECT 1 FROM stillmark_ledger WHERE intent = NEW.intent
-            OR (model = NEW.model AND alias = NEW.alias AND sequence = NEW.sequence)
-        )
-        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
-        """,
-    ),
-    "postgresql": (
-        """
-        CREATE OR REPLACE FUNCTION stillmark_refuse() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$
-        """,
-        """
-        CREATE TRIGGER stillmark_no_change BEFORE UPDATE OR DELETE OR TRUNCATE
-        ON stillmark_ledger FOR EACH STATEMENT EXECUTE FUNCTION stillmark_refuse()
-        """,
-    ),
-}
 
 
 class Ledger:
@@ -193,7 +44,7 @@ class Ledger:
     """
 
     def __init__(
-        self, url: str, now: Callable[[], datetime] = _now, patience: float = PATIENCE_S
+        self, url: str, now: Callable[[], datetime] = clock, patience: float = PATIENCE_S
     ) -> None:
         self._now = now
         self._database = Database(url, patience)
@@ -211,7 +62,7 @@ class Ledger:
             LedgerError: The ledger cannot be read.
         """
         with self._database.reading() as connection:
-            return _head(connection, model, alias)
+            return reading.head(connection, model, alias)
 
     def entries(self, model: str | None = None, alias: str | None = None) -> list[Entry]:
         """Entries by model, alias and number; all of them, or one model's, or one alias's.
@@ -220,8 +71,8 @@ class Ledger:
             LedgerError: The ledger cannot be read, or a row in it is no entry.
         """
         with self._database.reading() as connection:
-            rows = connection.execute(_selection(model, alias)).mappings().all()
-        return [_read(Entry, row) for row in rows]
+            rows = connection.execute(reading.selection(model, alias)).mappings().all()
+        return [reading.read(Entry, row) for row in rows]
 
     def entry_of(self, intent: str) -> Entry | None:
         """The entry that an intent led to, or None where it has not come so far.
@@ -230,7 +81,7 @@ class Ledger:
             LedgerError: The ledger cannot be read.
         """
         with self._database.reading() as connection:
-            return _entry_of(connection, intent)
+            return reading.entry_of(connection, intent)
 
     def open(self, intent: Intent) -> Intent:
         """Notes an intent before anything is done for it; returns it.
@@ -256,7 +107,7 @@ class Ledger:
         if model is not None:
             wanted = wanted.where(INTENTS.c.model == model)
         with self._database.reading() as connection:
-            return [_read(Intent, row) for row in connection.execute(wanted).mappings()]
+            return [reading.read(Intent, row) for row in connection.execute(wanted).mappings()]
 
     def close(self, intent: str, outcome: str, state: Ending = "done") -> None:
         """Closes an intent by its id; closing it again in the same way changes nothing.
@@ -266,7 +117,7 @@ class Ledger:
             LedgerError: There is no such intent, or the ledger cannot be written.
         """
         with self._database.writing() as connection:
-            noted = _intent(connection, intent)
+            noted = reading.intent(connection, intent)
             if noted.state == "open":
                 values = {"state": state, "outcome": outcome}
                 connection.execute(update(INTENTS).where(INTENTS.c.id == intent).values(values))
@@ -315,11 +166,11 @@ class Ledger:
         except IntegrityError:
             # Somebody wrote without taking our lock; the unique key held.
             with self._database.reading() as connection:
-                noted = _intent(connection, intent)
+                noted = reading.intent(connection, intent)
                 raise _conflict(connection, noted) from None
 
     def check(self, model: str | None = None, witnesses: Iterable[Witness] = ()) -> list[Finding]:
-        """Recomputes every digest and link; see `tasks.entries.judge` for what that can show.
+        """Recomputes every digest and link; see `entries.judge` for what that can show.
 
         Args:
             model: Only this model's rows; all by default.
@@ -329,7 +180,7 @@ class Ledger:
             LedgerError: The ledger cannot be read.
         """
         with self._database.reading() as connection:
-            rows = [dict(row) for row in connection.execute(_selection(model)).mappings()]
+            rows = [dict(row) for row in connection.execute(reading.selection(model)).mappings()]
         heard = (seen for seen in witnesses if model in (None, seen.model))
         return judge(rows, heard)
 
@@ -353,7 +204,7 @@ class Ledger:
             LedgerError: There is none, or the ledger cannot be read.
         """
         with self._database.reading() as connection:
-            return _request(connection, request)
+            return reading.request(connection, request)
 
     def requests(self, model: str | None = None, state: str | None = None) -> list[Request]:
         """Requests, oldest first; all of them, or one model's, or those in one state.
@@ -367,7 +218,7 @@ class Ledger:
         if state is not None:
             wanted = wanted.where(REQUESTS.c.state == state)
         with self._database.reading() as connection:
-            return [_read(Request, row) for row in connection.execute(wanted).mappings()]
+            return [reading.read(Request, row) for row in connection.execute(wanted).mappings()]
 
     def settle(self, request: str, verdict: Verdict, actor: str, reason: str) -> Request:
         """Settles an open request; of several who try, exactly one does.
@@ -377,7 +228,7 @@ class Ledger:
             LedgerError: There is no such request, or the ledger cannot be written.
         """
         with self._database.writing() as connection:
-            asked = _request(connection, request)
+            asked = reading.request(connection, request)
             if asked.state != "open":
                 raise ConflictError(
                     f"request {request} was {asked.state} by {asked.settled_by} at {asked.settled} "
@@ -385,19 +236,19 @@ class Ledger:
                 )
             answer = {"state": verdict, "settled_by": actor, "reason": reason}
             answer["settled"] = stamp(self._now())
-            settled = _valid(Request, asked.model_dump() | answer)
+            settled = reading.valid(Request, asked.model_dump() | answer)
             changed = update(REQUESTS).where(REQUESTS.c.id == request)
             connection.execute(changed.values(settled.model_dump()))
         return settled
 
     def _append(self, connection: Connection, intent: str, facts: dict[str, Any]) -> Entry:
-        noted = _intent(connection, intent)
-        entry = _entry_of(connection, intent)
+        noted = reading.intent(connection, intent)
+        entry = reading.entry_of(connection, intent)
         if entry is not None:
             return _same(entry, facts)
         if noted.state != "open":
             raise ConflictError(_closed(noted))
-        head = _head(connection, noted.model, noted.alias)
+        head = reading.head(connection, noted.model, noted.alias)
         if (head.sequence if head else 0) != noted.expected:
             raise _conflict(connection, noted)
         entry = _sealed(noted, head, facts, self._time(head))
@@ -413,62 +264,6 @@ class Ledger:
                 f"{head.alias} is from {head.time}: set the clock right and run again"
             )
         return time
-
-
-def _selection(model: str | None = None, alias: str | None = None) -> Select[Any]:
-    wanted = select(ENTRIES).order_by(ENTRIES.c.model, ENTRIES.c.alias, ENTRIES.c.sequence)
-    if model is not None:
-        wanted = wanted.where(ENTRIES.c.model == model)
-    return wanted if alias is None else wanted.where(ENTRIES.c.alias == alias)
-
-
-def _head(connection: Connection, model: str, alias: str) -> Entry | None:
-    last = _selection(model, alias).order_by(None).order_by(ENTRIES.c.sequence.desc()).limit(1)
-    row = connection.execute(last).mappings().first()
-    return None if row is None else _read(Entry, row)
-
-
-def _entry_of(connection: Connection, intent: str) -> Entry | None:
-    wanted = select(ENTRIES).where(ENTRIES.c.intent == intent)
-    row = connection.execute(wanted).mappings().first()
-    return None if row is None else _read(Entry, row)
-
-
-def _intent(connection: Connection, intent: str) -> Intent:
-    row = connection.execute(select(INTENTS).where(INTENTS.c.id == intent)).mappings().first()
-    if row is None:
-        raise LedgerError(f"no intent {intent} is noted: open one first")
-    return _read(Intent, row)
-
-
-def _request(connection: Connection, request: str) -> Request:
-    row = connection.execute(select(REQUESTS).where(REQUESTS.c.id == request)).mappings().first()
-    if row is None:
-        raise LedgerError(
-            f"there is no request {request}: `stillmark history MODEL` lists those that wait"
-        )
-    return _read(Request, row)
-
-
-def _read(kind: type[Kind], row: Mapping[Any, Any]) -> Kind:
-    """A stored row as what it must be."""
-    try:
-        return kind.model_validate(dict(row))
-    except ValidationError as error:
-        name = kind.__name__.lower()
-        raise LedgerError(
-            f"an {name} of {row['model']}@{row['alias']} cannot be read ({flaw_of(error)}): "
-            "the database was changed by hand; check the ledger"
-        ) from None
-
-
-def _valid(kind: type[Kind], fields: Mapping[str, Any]) -> Kind:
-    """What a caller wants to write, if it is of its kind."""
-    try:
-        return kind(**fields)
-    except ValidationError as error:
-        name = kind.__name__.lower()
-        raise LedgerError(f"this {name} cannot be written: {flaw_of(error)}") from None
 
 
 def _sealed(intent: Intent, head: Entry | None, facts: Mapping[str, Any], time: str) -> Entry:
@@ -516,14 +311,14 @@ def _closed(intent: Intent) -> str:
 def _conflict(connection: Connection, intent: Intent) -> LedgerError:
     """Who came first; or that nobody did, and rows are gone."""
     names = f"{intent.model}@{intent.alias}"
-    rows = _selection(intent.model, intent.alias).where(ENTRIES.c.sequence > intent.expected)
+    rows = reading.selection(intent.model, intent.alias).where(ENTRIES.c.sequence > intent.expected)
     row = connection.execute(rows).mappings().first()
     if row is None:
         return LedgerError(
             f"row {intent.expected} of {names} was there when this was begun and is gone: "
             "check the ledger"
         )
-    first = _read(Entry, row)
+    first = reading.read(Entry, row)
     return ConflictError(
         f"{first.actor} came first: {names} version {first.version} {DONE[first.action]} at "
         f"{first.time} (row {first.sequence}); judge again against the new holder"
