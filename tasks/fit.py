@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from tasks.interruption import held_back
 from tasks.sections import Section
 
 REPORTS = 40
+MOMENTUM = 0.9
 
 log = logging.getLogger("stillmark")
 
@@ -38,12 +39,14 @@ class FitParams(Section):
 
     Attributes:
         steps: Optimizer steps; 0 leaves the network as it is.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay.
+        learning_rate: Peak learning rate; `sgd` wants one some thirty times `adamw`'s.
+        weight_decay: Decoupled with `adamw`; with `sgd` a part of the gradient.
         warmup_share: Share of the steps over which the rate rises linearly; then it falls as a
             cosine to 0.
         ema_decay: Decay per step of the averaged weights that the loop ends with; null ends with
             the last ones.
+        optimizer: `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101), or `sgd` with Nesterov's
+            momentum of 0.9 (Sutskever et al. 2013).
     """
 
     steps: Annotated[int, Field(ge=0)]
@@ -51,6 +54,7 @@ class FitParams(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
 
 
 def silent(_at: int, _steps: int, _metrics: dict[str, float]) -> None:
@@ -102,6 +106,16 @@ def averaged(network: nn.Module, params: FitParams) -> AveragedModel | None:
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
+def optimizer_of(learning: list[nn.Parameter], params: FitParams) -> torch.optim.Optimizer:
+    """The optimizer that the parameters ask for, over the weights that learn."""
+    rate, decay = params.learning_rate, params.weight_decay
+    if params.optimizer == "sgd":
+        return torch.optim.SGD(
+            learning, rate, momentum=MOMENTUM, nesterov=True, weight_decay=decay, fused=True
+        )
+    return torch.optim.AdamW(learning, rate, weight_decay=decay, fused=True)
+
+
 class _Loop:
     """The whole state of a training run."""
 
@@ -120,9 +134,7 @@ class _Loop:
             for parameter in (*network.parameters(), *beside.parameters())
             if parameter.requires_grad
         ]
-        self.optimizer = torch.optim.AdamW(
-            learning, params.learning_rate, weight_decay=params.weight_decay, fused=True
-        )
+        self.optimizer = optimizer_of(learning, params)
         self.generator = compute.generator("fit")
         self.at = 0
         self.stopped = False

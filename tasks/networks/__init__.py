@@ -19,6 +19,9 @@ from tasks.sections import Section, parse
 SPEC_FILE = "network.json"
 WEIGHTS_FILE = "weights.safetensors"
 
+DropShare = Annotated[float, Field(ge=0, lt=1)]
+"""Share of values that become 0 while training, the others scaled up (Srivastava et al. 2014)."""
+
 
 @dataclass(frozen=True)
 class Outputs:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from tasks.networks import Network
+from tasks.networks import DropShare, Network
 
 
 class Mlp(Network):
@@ -20,7 +20,7 @@ class Mlp(Network):
 
     name: Literal["mlp"] = "mlp"
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 64)
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: DropShare = 0.0
 
     def body(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
         """See `Network.body`; features are (N, last width)."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.networks import Network
+from tasks.networks import DropShare, Network
 
 
 class ResNet(Network):
@@ -16,6 +16,7 @@ class ResNet(Network):
     Attributes:
         widths: Channels of each stage; every stage after the first halves the map.
         blocks: Residual blocks per stage.
+        dropout: Share of the features that is dropped while training.
     """
 
     takes: ClassVar[str | None] = "images"
@@ -23,6 +24,7 @@ class ResNet(Network):
     name: Literal["resnet"] = "resnet"
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     blocks: Annotated[int, Field(ge=1)] = 1
+    dropout: DropShare = 0.0
 
     def body(self, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
         """See `Network.body`; features are (N, last width)."""
@@ -37,7 +39,8 @@ class ResNet(Network):
             for at in range(self.blocks):
                 blocks.append(Block(width, wide, stride=2 if stage and not at else 1))
                 width = wide
-        return nn.Sequential(stem, *blocks, GlobalAverage()), width
+        dropped = [nn.Dropout(self.dropout)] if self.dropout else []
+        return nn.Sequential(stem, *blocks, GlobalAverage(), *dropped), width
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks.networks import Network
+from tasks.networks import DropShare, Network
 from tasks.runtimes.text import PAD
 
 INITIAL_SPREAD = 0.02
@@ -36,7 +36,7 @@ class TextTransformer(Network):
     layers: Annotated[int, Field(ge=1)] = 2
     heads: Annotated[int, Field(ge=1)] = 4
     feed_forward: Annotated[int, Field(ge=1)] = 2
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: DropShare = 0.1
 
     @model_validator(mode="after")
     def _divides(self) -> "TextTransformer":

@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,28 @@ def committed(_tree: Tree, _draw: int) -> None:
     """The parameters as they are."""
 
 
-def _make_project(root: Path, recipe: Recipe, tree: Tree) -> dict[str, str]:
+@contextmanager
+def _folder(kept: Path | None, name: str) -> Iterator[Path]:
+    """A folder for a project, thrown away unless it is to be kept."""
+    if kept is not None:
+        yield kept / name
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch) / name
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """The command's, in a project."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
+    return clean | {
+        "PYTHONPATH": str(root),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(root / ".stillmark" / "dvc"),
+    }
+
+
+def _make_project(root: Path, recipe: Recipe, tree: Tree) -> None:
+    root.mkdir(parents=True)
     for name in ("flows", "tasks"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
@@ -73,43 +96,63 @@ def _make_project(root: Path, recipe: Recipe, tree: Tree) -> dict[str, str]:
     (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     (root / "data").mkdir()
     recipe.write_data(root / "data")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
-    environment = clean | {
-        "PYTHONPATH": str(root),
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(root / ".stillmark" / "dvc"),
-    }
     dvc = [sys.executable, "-m", "dvc"]
     for command in (
         ["git", "init", "--quiet"],
         [*dvc, "init", "--quiet"],
         [*dvc, "add", "--quiet", "data"],
     ):
-        subprocess.run(command, cwd=root, env=environment, check=True)
-    return environment
+        subprocess.run(command, cwd=root, env=_environment(root), check=True)
 
 
-def run(recipe: Recipe, variant: Variant, draw: int) -> dict[str, dict[str, Any]]:
-    """Figures by role of one retraining."""
+@dataclass(frozen=True)
+class Run:
+    """One retraining.
+
+    Attributes:
+        models: Figures by role.
+        minutes: Of the command, as it ran last.
+        training_minutes: Of the stages that it trained, with those of the command that it went on
+            from.
+    """
+
+    models: dict[str, dict[str, Any]]
+    minutes: float
+    training_minutes: float
+
+
+def run(recipe: Recipe, variant: Variant, draw: int, kept: Path | None) -> Run:
+    """One retraining through the real command.
+
+    Args:
+        recipe: What is run.
+        variant: How it is changed.
+        draw: Of the labels; the seed, too.
+        kept: Where the project is kept, so that one that was killed goes on.
+    """
     tree = yaml.safe_load(recipe.params.read_text(encoding="utf-8"))
     tree["prepare"]["draw"] = tree["compute"]["seed"] = draw
     variant.change(tree, draw)
-    with tempfile.TemporaryDirectory() as scratch:
-        environment = _make_project(Path(scratch), recipe, tree)
+    with _folder(kept, f"{variant.name}-{draw}") as root:
+        if not root.exists():
+            _make_project(root, recipe, tree)
+        began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "flows.cli", "retrain", "--json"],
-            cwd=scratch,
-            env=environment,
+            cwd=root,
+            env=_environment(root),
             capture_output=True,
             text=True,
             check=False,
         )
+        minutes = (time.monotonic() - began) / 60
         if done.returncode:
             raise RuntimeError(f"{variant.name}, draw {draw}: {done.stderr[-3000:]}")
-        baselines = _ask_baselines(recipe, Rows(Path(scratch) / "prepared"))
+        baselines = _ask_baselines(recipe, Rows(root / "prepared"))
     sys.stderr.write(f"{variant.name}, draw {draw}: done\n")
-    models = json.loads(done.stdout)["evaluation"]["models"]
-    return {found["role"]: found for found in models} | baselines
+    said = json.loads(done.stdout)
+    models = {found["role"]: found for found in said["evaluation"]["models"]}
+    return Run(models | baselines, minutes, said["training_seconds"] / 60)
 
 
 def _ask_baselines(recipe: Recipe, rows: Rows) -> dict[str, dict[str, Any]]:
@@ -132,15 +175,24 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def summary(runs: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def _accuracy(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean over the draws; of a single one, its own with the 95% interval over test rows."""
+    ends = {end: found[0][end] for end in ("low", "high") if end in found[0]}
+    return interval([one["accuracy"] for one in found]) | (ends if len(found) == 1 else {})
+
+
+def summary(done: list[Run]) -> dict[str, Any]:
     """Figures of one variant over its draws."""
+    runs = [one.models for one in done]
 
     def over(role: str, figure: str) -> list[float]:
         return [found[role][figure] for found in runs]
 
     errors = [(1 - found["edge"]["accuracy"], 1 - found["control"]["accuracy"]) for found in runs]
     result: dict[str, Any] = {
-        "accuracy": {role: interval(over(role, "accuracy")) for role in runs[0]},
+        "accuracy": {role: _accuracy([found[role] for found in runs]) for role in runs[0]},
+        "minutes": [round(one.minutes, 1) for one in done],
+        "training_minutes": [round(one.training_minutes, 1) for one in done],
         "edge_bytes": interval(over("edge", "size_bytes")),
         "edge_parameters": runs[0]["edge"]["parameters"],
         "edge_errors_per_control_error": sum(edge for edge, _ in errors)
@@ -184,7 +236,10 @@ def main(recipe: Recipe, options: argparse.Namespace) -> None:
         if options.only not in {None, variant.name}:
             continue
         with ThreadPoolExecutor(options.jobs) as pool:
-            runs = pool.map(lambda draw: run(recipe, variant, draw), range(recipe.draws))  # noqa: B023
+            runs = pool.map(
+                lambda draw: run(recipe, variant, draw, options.projects),  # noqa: B023
+                range(recipe.draws),
+            )
             result[variant.name] = summary(list(runs))
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
@@ -199,6 +254,7 @@ def options(description: str | None, *, data: str | None = None) -> argparse.Nam
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--projects", type=Path, help="keep the projects there, and go on in them")
     parser.add_argument("--only", help="one variant alone, into results that are there")
     if data:
         parser.add_argument("--data", type=Path, required=True, help=data)

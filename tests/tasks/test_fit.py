@@ -36,7 +36,8 @@ from tasks.compute import Compute
 from tasks.fit import FitParams, Watch, fit
 
 kill_at, checkpoint, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-number, every_seconds = (int(word) for word in sys.argv[4:] or (signal.SIGKILL, 0))
+number, every_seconds = (int(word) for word in sys.argv[4:6] or (signal.SIGKILL, 0))
+optimizer = sys.argv[6] if sys.argv[6:] else "adamw"
 compute = Compute(3, 1, torch.device("cpu"), bf16=False)
 compute.start()
 data = torch.randn(64, 4, generator=compute.generator("data"))
@@ -53,7 +54,8 @@ def step(at, generator):
     return functional.cross_entropy(network(data[index]), labels[index])
 
 watch = Watch(checkpoint=checkpoint, every_seconds=every_seconds)
-fit(network, step, FitParams(steps=30, learning_rate=0.05, ema_decay=0.9), compute, watch)
+params = FitParams(steps=30, learning_rate=0.05, ema_decay=0.9, optimizer=optimizer)
+fit(network, step, params, compute, watch)
 save_file(network.state_dict(), out)
 """
 
@@ -77,15 +79,17 @@ def end(process):
     return process.returncode, [int(line) for line in out.split()], error
 
 
-def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path):
-    whole = start(-1, tmp_path / "whole.pt", tmp_path / "whole.safetensors")
-    killed = start(17, tmp_path / "run.pt", tmp_path / "run.safetensors")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path, optimizer):
+    how = (int(signal.SIGKILL), 0, optimizer)
+    whole = start(-1, tmp_path / "whole.pt", tmp_path / "whole.safetensors", *how)
+    killed = start(17, tmp_path / "run.pt", tmp_path / "run.safetensors", *how)
     assert end(killed)[:2] == (-signal.SIGKILL, list(range(17)))
     assert (tmp_path / "run.pt").exists()
     assert not (tmp_path / "run.safetensors").exists()
     # What a kill in the middle of writing leaves must not be read.
     (tmp_path / "run.partial").write_bytes(b"half a checkpoint")
-    code, steps, error = end(start(-1, tmp_path / "run.pt", tmp_path / "run.safetensors"))
+    code, steps, error = end(start(-1, tmp_path / "run.pt", tmp_path / "run.safetensors", *how))
     assert (code, steps) == (0, list(range(17, 30))), error
     code, steps, error = end(whole)
     assert (code, steps) == (0, list(range(30))), error
@@ -282,6 +286,23 @@ def test_the_optimizer_is_adamw_at_those_rates(compute):
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         corrected = m / (1 - 0.9 ** (at + 1)), v / (1 - 0.999 ** (at + 1))
         theta -= rate_at(at, params) * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+    found = torch.cat([p.flatten() for p in network.parameters()]).detach().numpy()
+    np.testing.assert_allclose(found, theta, rtol=1e-4, atol=1e-6)
+
+
+def test_sgd_takes_nesterovs_momentum_at_those_rates(compute):
+    params = FitParams(
+        steps=12, learning_rate=0.01, weight_decay=0.2, warmup_share=0.25, optimizer="sgd"
+    )
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+    w, b = (p.detach().double().numpy().copy() for p in network.parameters())
+    fit(network, lambda *_: network(torch.ones(4, 3)).square().mean(), params, compute)
+    theta, velocity = np.append(w, b), np.zeros(4)
+    for at in range(12):
+        gradient = np.full(4, 2 * theta.sum()) + 0.2 * theta
+        velocity = 0.9 * velocity + gradient
+        theta = theta - rate_at(at, params) * (gradient + 0.9 * velocity)
     found = torch.cat([p.flatten() for p in network.parameters()]).detach().numpy()
     np.testing.assert_allclose(found, theta, rtol=1e-4, atol=1e-6)
 

@@ -41,6 +41,7 @@ CASES = {
     "convnet": Spec(network=ConvNet(widths=(16, 32, 32)), shape=GREY, outputs=10),
     "resnet": Spec(network=ResNet(widths=(16, 32, 64)), shape=(16, 16, 3), outputs=5),
     "deep": Spec(network=ResNet(widths=(16, 32), blocks=2), shape=GREY, outputs=3),
+    "dropout": Spec(network=ConvNet(widths=(16, 32), dropout=0.3), shape=GREY, outputs=3),
 }
 
 
@@ -107,6 +108,21 @@ def test_loading_a_pruned_network_is_stable_over_rounds(stored, tmp_path):
     networks.save(tmp_path, *networks.load(folder))
     for name in (networks.SPEC_FILE, networks.WEIGHTS_FILE):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("network", [ConvNet(widths=(32,)), ResNet(widths=(16, 32))])
+def test_dropout_drops_its_share_of_the_features_while_training_only(network):
+    plain, width = network.body(GREY)
+    body, _ = network.model_copy(update={"dropout": 0.25}).body(GREY)
+    body.load_state_dict(plain.state_dict())
+    inputs = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    kept, expected = body.train()(inputs), plain.train()(inputs)
+    assert kept.shape == (200, width)
+    dropped = (kept == 0) & (expected > 0)
+    assert float(dropped.sum() / (expected > 0).sum()) == pytest.approx(0.25, abs=0.02)
+    torch.testing.assert_close(kept[~dropped], expected[~dropped] / 0.75)
+    assert torch.equal(body.eval()(inputs), plain.eval()(inputs))
 
 
 def test_channels_last_weights_are_stored_by_value(build, tmp_path, state_digest):
