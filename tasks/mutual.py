@@ -41,7 +41,7 @@ class MutualParams(DistillationParams):
     On every batch they take turns (algorithm 1 of the paper): first the main network, then the
     auxiliary one takes a step down L_main + λ · L_auxiliary, the other held fixed. The paper's
     steps each go down the network's own loss alone; a factor before that whole loss would have no
-    effect, since AdamW takes it out again.
+    effect with AdamW, which takes it out again.
 
     Attributes:
         fit: Steps of each network, rate and averaging.

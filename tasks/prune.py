@@ -202,7 +202,7 @@ def _sum(
 def zeros_held(network: nn.Module) -> Iterator[None]:
     """While a network is trained in here, weights that are 0 stay so.
 
-    They get no gradient: AdamW's moments then stay 0, and its decay multiplies.
+    They get no gradient: the optimizer's moments then stay 0, and so does a share of the weight.
     """
     handles = [weight.register_hook((weight.detach() != 0).mul) for weight in _weights(network)]
     try:
